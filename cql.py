@@ -1,0 +1,690 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2",
+#   "mujoco==3.11.0", "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0",
+#   "matplotlib==3.11.2", "filelock==4.2.11",
+# ]
+# ///
+"""CQL, conservative Q-learning: pre-trained on a dataset, then fine-tuned online.
+
+Two critics Q_i with slow copies Q'_i, a policy pi, a transition (s, a, r, s', d) of the data and
+G, the discounted return that followed it there:
+
+  y      = r + gamma (1 - d) max_a' min_i Q'_i(s', a')                        a' ~ pi(.|s')
+  L(Q_i) = E (Q_i(s, a) - y)^2 + w E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]
+           with a' ~ mu: uniform, pi(.|s) and pi(.|s'), all of them judged at s
+  L(pi)  = E [alpha log pi(a|s) - min_i Q_i(s, a)]                            a ~ pi(.|s)
+
+CQL:    Kumar et al. 2020, arXiv:2006.04779v3.  Cal-QL: Nakamoto et al. 2023, arXiv:2303.05479v4.
+The authors' code settles what the papers leave open: github.com/nakamotoo/Cal-QL, ac6eafe.
+
+Run:    python cql.py                  the embedded task, or with --dataset and --env-id your own
+Expect: pre-training sinks Q(s0) to the worst return there is. When online data arrive it jumps
+        back up, the policy follows whatever jumped first, and success falls before it recovers.
+"""
+
+import argparse
+import copy
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, NamedTuple
+
+import filelock
+import gymnasium as gym
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+HERE = Path(__file__).resolve().parent
+
+
+# --- Settings -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Args:
+    dataset: str = str(HERE / "benchmarks" / "pointmaze.hdf5")  # HDF5 file in D4RL's flat layout
+    env_id: str = ""  # gymnasium id, or module:id; empty: the one named in the dataset
+    seed: int = 0  # of weights, data order, exploration, episodes and evaluation
+    offline_steps: int = 100_000  # pre-training, in gradient steps
+    online_steps: int = 100_000  # fine-tuning, in environment steps; the last episode is finished
+    eval_every_offline: int = 5_000  # gradient steps between evaluations
+    eval_every_online: int = 2_000  # environment steps between evaluations
+    eval_episodes: int = 20  # episodes per evaluation, from the same starts each time
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    threads: int = 1  # CPU threads of torch; more only help wide networks
+    run_dir: str = ""  # empty: runs/<script>-<dataset>-s<seed>
+    resume: str = ""  # folder of a run to continue with its own settings; only --device beside it
+    track: bool = False  # send the logs to Weights & Biases too, where wandb is installed
+
+    gamma: float = 0.99  # discount per environment step
+    reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
+    reward_bias: float = 0.0  # see reward_scale
+    failure_reward: float | None = None  # unscaled; episodes of nothing else get G = r / (1-gamma)
+    infinite_horizon: bool = False  # G goes on at the last reward where an episode is cut short
+    batch_size: int = 256  # transitions per gradient step
+    offline_share: float = 0.5  # of an online batch; -1: one first-in-first-out buffer for all
+    buffer_size: int = 1_000_000  # online transitions kept; with offline_share -1 transitions
+    utd: int = 1  # gradient steps per environment step
+    tau: float = 0.005  # rate at which target critics follow the critics, per gradient step
+
+    actor_hidden: tuple[int, ...] = (256, 256)  # widths of the policy's hidden layers
+    critic_hidden: tuple[int, ...] = (256, 256, 256, 256)  # widths of a critic's hidden layers
+    actor_lr: float = 1e-4  # Adam's rate for policy and temperature
+    critic_lr: float = 3e-4  # Adam's rate for critics and Lagrange factor
+    cql_weight: float = 5.0  # w
+    n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
+    importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
+    max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
+    lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
+
+
+# Chosen by the first word of the dataset's name and printed when a run starts; a dataset of another
+# name gets the defaults above. The paper's domains have the authors' settings.
+# fmt: off
+ADROIT = dict(
+    offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000, cql_weight=1.0,
+    reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0,
+    actor_hidden=(512, 512), critic_hidden=(512, 512, 512))
+SETTINGS = {
+    "pointmaze": dict(
+        offline_steps=6_000, online_steps=5_000, eval_every_offline=500, eval_every_online=250,
+        gamma=0.98, failure_reward=-1.0, batch_size=64, tau=0.01, actor_lr=3e-4, critic_lr=5e-4,
+        actor_hidden=(64, 64), critic_hidden=(64, 64), n_actions=4, max_target_backup=False),
+    "antmaze": dict(
+        offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
+        reward_scale=10.0, reward_bias=-5.0, failure_reward=0.0, lagrange_gap=0.8),
+    "kitchen": dict(
+        offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
+        eval_every_online=5_000, infinite_horizon=True, offline_share=0.25,
+        importance_sampling=False, actor_hidden=(512, 512, 512), critic_hidden=(512, 512, 512)),
+    "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}
+# fmt: on
+
+
+# --- Networks -------------------------------------------------------------------------------------
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLU between; the small last layer makes every output start near 0."""
+    layers = []
+    for n_in, n_out in zip(widths, widths[1:]):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        nn.init.orthogonal_(layers[-2].weight, math.sqrt(2))
+        nn.init.zeros_(layers[-2].bias)
+    nn.init.orthogonal_(layers[-2].weight, 0.01)
+    return nn.Sequential(*layers[:-1])
+
+
+class Critic(nn.Module):
+    """Two Q-functions, stacked along the first axis of every Q below."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]):
+        super().__init__()
+        self.nets = nn.ModuleList(mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2))
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
+        obs = obs[:, None].expand(-1, actions.shape[1], -1)
+        inputs = torch.cat([obs, actions], -1)
+        return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+
+
+class Actor(nn.Module):
+    """Mean and log-std of the Gaussian under the tanh; two learned scalars adjust the log-std."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]):
+        super().__init__()
+        self.net = mlp(obs_dim, *hidden, 2 * action_dim)
+        self.log_std_multiplier = nn.Parameter(torch.tensor(1.0))
+        self.log_std_offset = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., obs) -> (..., act), (..., act)."""
+        mean, log_std = self.net(obs).chunk(2, -1)
+        log_std = self.log_std_multiplier * log_std + self.log_std_offset
+        return mean, log_std.clamp(-20, 2)
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """a = tanh(u) with u = mean + std * noise, and log pi(a|s): (..., act), (...)."""
+    u = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(u)^2) from u: recovering u = atanh(a) gives inf where tanh(u) rounds to 1.
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return u.tanh(), (log_normal - log_slope).sum(-1)
+
+
+# --- Agent ----------------------------------------------------------------------------------------
+
+
+class Noise(NamedTuple):
+    """All that an update draws. The losses take it from outside, so a test can fix it."""
+
+    actor: Tensor  # (B, 1, act), normal: the action that pi is trained by
+    target: Tensor  # (B, n, act), normal: pi(.|s') in y; n is 1 without max_target_backup
+    policy: Tensor  # (B, 2, n, act), normal: pi(.|s) and pi(.|s') in the penalty
+    random: Tensor  # (B, n, act): uniform actions in [-1, 1)
+
+
+class Agent(nn.Module):
+    def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
+        super().__init__()
+        self.args, self.action_dim, self.device = args, action_dim, device
+        self.actor = Actor(obs_dim, action_dim, args.actor_hidden)
+        self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.tensor(0.0))
+        self.log_lagrange = nn.Parameter(torch.tensor(1.0))
+        self.target_entropy = -float(action_dim)
+        self.to(device)
+        policy = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
+        values = {"params": [*self.critic.parameters(), self.log_lagrange], "lr": args.critic_lr}
+        self.optimizers = {"adam": torch.optim.Adam([policy, values], fused=True)}
+
+    def critic_losses(self, batch: "Batch", noise: Noise) -> tuple[dict, dict]:
+        """Losses of the critics (2,) and of the Lagrange factor, and metrics."""
+        args, n = self.args, self.args.n_actions
+        obs, actions, rewards, next_obs, terminations, mc_returns = batch
+
+        # What the policy proposes at s and s' is given to the critics: no gradient, one pass.
+        with torch.no_grad():
+            states = torch.stack([obs, next_obs], 1)[:, :, None]  # (B, 2, 1, obs)
+            mean, log_std = self.actor(states)
+            policy_actions, policy_log_prob = squash(mean, log_std, noise.policy)  # (B, 2, n, act)
+
+            # y = r + gamma (1 - d) max_a' min_i Q'_i(s', a'), first the min, then the max.
+            next_actions, _ = squash(mean[:, 1], log_std[:, 1], noise.target)
+            next_q = self.critic_target(next_obs, next_actions).amin(0).amax(-1, keepdim=True)
+            target_q = rewards + args.gamma * (1 - terminations) * next_q  # (B, 1)
+
+        # All actions are judged at s, those of pi(.|s') too: there they stand for others of pi.
+        candidates = [actions[:, None], noise.random, policy_actions.flatten(1, 2)]
+        q = self.critic(obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
+        q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
+        metrics = calibration(q_data, q_random, q_policy, mc_returns)
+
+        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]
+        if args.importance_sampling:
+            log_uniform = -self.action_dim * math.log(2)
+            z = torch.cat([q_random - log_uniform, q_policy - policy_log_prob.flatten(1)], -1)
+        else:
+            z = torch.cat([q_random, q_data, q_policy], -1)
+        gap = (z.logsumexp(-1, keepdim=True) - q_data).mean((1, 2))  # (2,)
+        penalty = args.cql_weight * gap
+
+        # Lagrange: a factor on the penalty that grows while the gap is wider than lagrange_gap.
+        lagrange_loss = torch.zeros_like(self.log_lagrange)
+        if args.lagrange_gap is not None:
+            lagrange = self.log_lagrange.exp().clamp(max=1e6)
+            excess = args.cql_weight * (gap - args.lagrange_gap)
+            penalty = lagrange.detach() * excess
+            lagrange_loss = -0.5 * lagrange * excess.detach().sum()
+
+        # L(Q_i) = E (Q_i(s, a) - y)^2 + penalty
+        td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)
+        metrics |= {"loss/td": td_loss.mean(), "loss/cql": penalty.mean(), "q/gap": gap.mean()}
+        return {"critic": td_loss + penalty, "lagrange": lagrange_loss}, metrics
+
+    def actor_losses(self, batch: "Batch", noise: Noise) -> tuple[dict, dict]:
+        """Losses of policy and temperature, and metrics."""
+        # L(pi) = E [alpha log pi(a|s) - min_i Q_i(s, a)]; the critics judge but do not learn here.
+        mean, log_std = self.actor(batch.obs)
+        actions, log_prob = squash(mean[:, None], log_std[:, None], noise.actor)
+        self.critic.requires_grad_(False)
+        q = self.critic(batch.obs, actions).amin(0)  # (B, 1)
+        self.critic.requires_grad_(True)
+        alpha = self.log_alpha.exp().detach()
+        actor_loss = (alpha * log_prob - q).mean()
+
+        # L(alpha) = -log(alpha) E [log pi(a|s) + H]: alpha grows while the entropy is below H.
+        alpha_loss = -self.log_alpha * (log_prob.detach() + self.target_entropy).mean()
+        metrics = {"loss/actor": actor_loss, "policy/alpha": alpha}
+        metrics["policy/entropy"] = -log_prob.mean()
+        return {"actor": actor_loss, "alpha": alpha_loss}, metrics
+
+    def update(self, batch: "Batch", noise: Noise) -> dict[str, Tensor]:
+        """One Adam step on all losses, each taken at the old weights; then the targets follow."""
+        losses, metrics = self.critic_losses(batch, noise)
+        actor_losses, actor_metrics = self.actor_losses(batch, noise)
+        loss = sum(loss.sum() for loss in (losses | actor_losses).values())
+        self.optimizers["adam"].zero_grad()
+        loss.backward()
+        self.optimizers["adam"].step()
+        with torch.no_grad():
+            targets, critics = self.critic_target.parameters(), self.critic.parameters()
+            torch._foreach_lerp_(list(targets), list(critics), self.args.tau)
+        return {key: value.detach() for key, value in (metrics | actor_metrics).items()}
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Noise:
+        n, n_target = self.args.n_actions, self.args.n_actions if self.args.max_target_backup else 1
+        options = dict(generator=generator, device=self.device)
+        shapes = [(batch_size, *n, self.action_dim) for n in ((1,), (n_target,), (2, n))]
+        normal = [torch.randn(shape, **options) for shape in shapes]
+        random = 2 * torch.rand((batch_size, n, self.action_dim), **options) - 1
+        return Noise(*normal, random)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(..., obs) -> (..., act) in [-1, 1]: sampled with a generator, else the mode."""
+        mean, log_std = self.actor(obs)
+        if generator is None:
+            return mean.tanh()
+        noise = torch.randn(mean.shape, generator=generator, device=self.device)
+        return squash(mean, log_std, noise)[0]
+
+
+# ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
+
+SCRIPT = Path(__file__).name
+LOG_EVERY = 100  # steps between two rows of training metrics
+
+
+def require(good: bool, problem: str) -> None:
+    """Ends the program with one clear line and status 2 unless all is well."""
+    if not good:
+        print(f"{SCRIPT}: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+class Batch(NamedTuple):
+    """B transitions; scalars are columns, to broadcast over several actions at one state."""
+
+    obs: Tensor  # (B, obs)
+    actions: Tensor  # (B, act), in [-1, 1]
+    rewards: Tensor  # (B, 1), scaled
+    next_obs: Tensor  # (B, obs)
+    terminations: Tensor  # (B, 1), 1 where the task ended; reaching a time limit is no end
+    mc_returns: Tensor  # (B, 1), see returns_to_go
+
+
+class ReplayBuffer:
+    """The dataset and behind it a ring of online transitions, all rows of one matrix.
+
+    With offline_share -1 the ring spans both: new transitions replace the dataset's oldest.
+    """
+
+    def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
+        self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
+        self.n_offline = 0 if args.offline_share < 0 else len(dataset)
+        self.added = len(dataset) - self.n_offline  # rows that ever went to the ring
+        n_rows = max(self.n_offline + args.buffer_size, len(dataset))
+        self.rows = torch.zeros(n_rows, dataset.shape[1], device=device)
+        self.rows[: len(dataset)] = dataset
+        self.ring = self.rows[self.n_offline :]
+
+    def add(self, rows: Tensor) -> None:
+        slots = torch.arange(self.added, self.added + len(rows)) % len(self.ring)
+        self.ring[slots] = rows.to(self.ring.device)
+        self.added += len(rows)
+
+    def sample(self, generator: torch.Generator) -> Batch:
+        """Uniform with replacement; the offline share is fixed once there are online episodes."""
+        size, n_ring = self.args.batch_size, min(self.added, len(self.ring))
+        n_offline = int(size * max(self.args.offline_share, 0)) if n_ring else size
+        options = dict(generator=generator, device=self.rows.device)
+        offline = torch.randint(max(self.n_offline, 1), (n_offline,), **options)
+        online = self.n_offline + torch.randint(max(n_ring, 1), (size - n_offline,), **options)
+        return Batch(*self.rows[torch.cat([offline, online])].split(self.widths, 1))
+
+
+@torch.no_grad()
+def calibration(q_data: Tensor, q_random: Tensor, q_policy: Tensor, mc_returns: Tensor) -> dict:
+    """Qs (2, B, n) as the critics have them against returns (B, 1), for the log.
+
+    rate: the share of the policy's Qs below the return; gap: their mean minus the mean return.
+    """
+    metrics = {"q/data": q_data.mean(), "q/random": q_random.mean(), "q/policy": q_policy.mean()}
+    metrics["calibration/rate"] = (q_policy < mc_returns).float().mean()
+    return metrics | {"calibration/gap": (q_policy - mc_returns).mean()}
+
+
+def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
+    """G_t = r_t + gamma (1 - d_t) G_{t+1}, the discounted return from each step of an episode (T,).
+
+    Beyond the last step G is 0, or goes on at its reward with infinite_horizon. An episode of
+    nothing but failure_reward would have gone on so: -1, -1, -1 gives -10, -10, -10 at gamma 0.9
+    (both as in the authors' replay_buffer.py).
+    """
+    failure = np.float32(args.failure_reward or 0) * args.reward_scale + args.reward_bias
+    if args.failure_reward is not None and (rewards == failure).all():
+        return np.full(len(rewards), failure / (1 - args.gamma))
+    following = float(rewards[-1]) / (1 - args.gamma) if args.infinite_horizon else 0.0
+    returns = []
+    for reward, termination in zip(rewards[::-1].tolist(), terminations[::-1].tolist()):
+        following = reward + args.gamma * (1 - termination) * following
+        returns.append(following)
+    return np.array(returns[::-1])
+
+
+def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
+    """One episode's arrays, rewards unscaled -> rows (T, width) with the columns of Batch."""
+    rewards = np.float32(rewards) * args.reward_scale + args.reward_bias
+    mc_returns = returns_to_go(args, rewards, terminations)
+    columns = [obs, actions, rewards[:, None], next_obs, terminations[:, None], mc_returns[:, None]]
+    return torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
+
+
+def read_dataset(path: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition."""
+    axes = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
+    try:
+        with h5py.File(path) as file:
+            keys = [key for i, key in enumerate(axes) if i < 4 or key in file]
+            data, attributes = {key: file[key][()] for key in keys}, dict(file.attrs)
+    except (OSError, KeyError, TypeError) as error:
+        wanted = f"an HDF5 file with the arrays {', '.join(list(axes)[:4])}"
+        require(False, f"--dataset {path}: {error}; needed is {wanted}")
+    for key, array in data.items():
+        if axes[key] == 1 and array.shape[1:] == (1,):
+            data[key] = array = array[:, 0]
+        good = array.ndim == axes[key] and 0 < len(array) == len(data["observations"])
+        good = good and array.dtype.kind in "fiub" and np.isfinite(array).all()
+        found = f"{key} has the type {array.dtype} and the shape {array.shape}"
+        wanted = f"finite numbers on {axes[key]} axes and as many rows in all arrays, not 0"
+        require(good, f"--dataset {path}: {found}; needed are {wanted}")
+    return data, attributes
+
+
+def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
+    """The dataset's whole episodes as rows (N, width), actions moved from the env's box to [-1, 1].
+
+    As in the authors' code an episode ends at a terminal or a timeout, and what has no successor is
+    left out: the step of a timeout, the file's last row, an unfinished tail.
+    """
+    box, where = env.unwrapped.action_space, f"--dataset {args.dataset}:"
+    for key, shape in dict(observations=env.observation_space.shape, actions=box.shape).items():
+        found = f"a row of {key} has the shape {data[key].shape[1:]}, the environment's {shape}"
+        require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
+    actions = 2 * (data["actions"] - box.low) / (box.high - box.low) - 1
+    excess = np.abs(actions).max(1) - 1
+    require(excess.max() < 1e-4, f"{where} the action in row {excess.argmax()} is outside {box}")
+    actions, terminations = actions.clip(-0.99999, 0.99999), data["terminals"] != 0
+    obs, timeouts = data["observations"], data.get("timeouts", np.zeros(len(actions))) != 0
+    next_obs = data.get("next_observations", np.roll(obs, -1, 0))
+    ends = np.flatnonzero((terminations | timeouts)[:-1]) + 1
+    episodes = []
+    for start, end in zip([0, *ends], ends):
+        at = np.arange(start, end)[~timeouts[start:end]]
+        columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
+        episodes += [pack(args, *columns)] if len(at) else []
+    require(episodes, f"{where} no whole episode; mark their ends in terminals or timeouts")
+    return torch.cat(episodes)
+
+
+def make_env(args: Args, attributes: dict) -> gym.Env:
+    """The environment of --env-id, else the dataset's: flat observations, actions in [-1, 1]."""
+    env_id = args.env_id or attributes.get("env_id")
+    require(env_id, f"--env-id: {args.dataset} names no environment; give an id or module:id")
+    try:
+        kwargs = {} if args.env_id else json.loads(attributes.get("env_kwargs", "{}"))
+        env = gym.make(env_id, **kwargs)
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+        require(False, f"--env-id {env_id}: gymnasium cannot make it: {error}")
+    box = env.action_space
+    good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
+    require(
+        good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box with one axis"
+    )
+    return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(env), -1.0, 1.0)
+
+
+def seed_of(args: Args, purpose: str, k: int = 0) -> int:
+    """The seed of the k-th batch, episode ...: so no generator has a state to save."""
+    purposes = ["weights", "batch", "noise", "episode", "exploration", "evaluation"]
+    key = [args.seed, purposes.index(purpose), k]
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def run_episode(agent: "Agent", env: gym.Env, seed: int, generator=None) -> tuple[tuple, float]:
+    """Plays the policy's mode, or its samples with a generator, from env.reset(seed) on.
+
+    Returns obs, actions, rewards, next_obs, terminations, each of T rows, and the highest success
+    that the environment reported, nan if it never does.
+    """
+    obs, _ = env.reset(seed=seed)
+    steps, success, over = [], math.nan, False
+    while not over:
+        state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
+        action = agent.act(state, generator).cpu().numpy()
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        steps.append((obs, action, float(reward), next_obs, terminated))
+        for key in info.keys() & {"success", "is_success", "goal_achieved"}:
+            success = np.fmax(success, float(info[key]))
+        obs, over = next_obs, terminated or truncated
+    return tuple(np.array(column) for column in zip(*steps)), success
+
+
+def evaluate(args: Args, agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
+    """Means over episodes that are the same each time, played with the policy's mode.
+
+    score: the success, else the return, normalised where the dataset has reference scores. q_s0,
+    min_i Q_i(s0, a), foretells discounted_return; both are in scaled rewards.
+    """
+    starts, results = [], []
+    for k in range(args.eval_episodes):
+        (obs, _, rewards, _, _), success = run_episode(agent, env, seed_of(args, "evaluation", k))
+        scaled = rewards * args.reward_scale + args.reward_bias
+        discounted_return = (scaled * args.gamma ** np.arange(len(scaled))).sum()
+        results.append((rewards.sum(), discounted_return, success))
+        starts.append(obs[0])
+    keys = ("return", "discounted_return", "success")
+    metrics = dict(zip(keys, np.mean(results, 0).tolist()))
+    obs = torch.as_tensor(np.array(starts), dtype=torch.float32, device=agent.device)
+    with torch.no_grad():
+        metrics["q_s0"] = agent.critic(obs, agent.act(obs)[:, None]).amin(0).mean().item()
+    low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
+    normalised = float((metrics["return"] - low) / (high - low))
+    return metrics | {"score": normalised if math.isnan(metrics["success"]) else metrics["success"]}
+
+
+def summarise(args: Args, evals: list) -> dict[str, float]:
+    """Dip: lowest online score minus the last offline one. Regret: mean of 1 - score online."""
+    before = [metrics for x, metrics in evals if x <= args.offline_steps][-1]
+    summary = {f"before/{key}": value for key, value in before.items()}
+    if scores := [metrics["score"] for x, metrics in evals if x > args.offline_steps]:
+        summary |= {f"after/{key}": value for key, value in evals[-1][1].items()}
+        summary |= {"dip": min(scores) - before["score"], "regret": 1 - sum(scores) / len(scores)}
+    return summary
+
+
+def show(args: Args, evals: list, x: int, rate: float, keep: bool) -> None:
+    """The progress line: rewritten in place on a terminal, one after the other in a file."""
+    last, total = evals[-1][1], args.offline_steps + args.online_steps
+    left = timedelta(seconds=int(max(total - x, 0) * args.utd / max(rate, 1e-9)))
+    line = f"{'offline' if x <= args.offline_steps else 'online':7} {x:>7}/{total}"
+    line += f"  score {last['score']:6.2f}  success {last['success']:4.2f}"
+    line += f"  Q(s0) {last['q_s0']:7.1f} for {last['discounted_return']:7.1f}"
+    end = "\n" if keep or not sys.stdout.isatty() else "\r"
+    print(f"{line}  {rate:5.0f} updates/s  {left} left", end=end, flush=True)
+
+
+def parse_args(argv: list[str]) -> tuple[Args, dict]:
+    """The settings, and the record of the run: what is or is going to be its args.json."""
+    args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
+    flags = {word.split("=")[0] for word in argv if word.startswith("--")}
+    if not args.resume:
+        word = Path(args.dataset).stem.split("-")[0]
+        row = word if word in SETTINGS else "own"
+        args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
+        args.dataset = str(Path(args.dataset).resolve())
+        return args, {"script": SCRIPT, "row": row, "settings": asdict(args)}
+    others = " ".join(sorted(flags - {"--resume", "--device"}))
+    require(not others, f"--resume takes all settings from the run's args.json; leave out {others}")
+    try:
+        record = json.loads((Path(args.resume) / "args.json").read_text())
+        settings = replace(Args(**record["settings"]), resume=args.resume, run_dir=args.resume)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        require(False, f"--resume {args.resume}: not the folder of a run ({error})")
+    found = f"that run was made by {record['script']}"
+    require(record["script"] == SCRIPT, f"--resume {args.resume}: {found}; continue it with that")
+    return replace(settings, device=args.device) if "--device" in flags else settings, record
+
+
+def check(args: Args) -> None:
+    """Refuses numbers that cannot work."""
+    least = dict(seed=0, offline_steps=0, online_steps=0, eval_every_offline=1, eval_every_online=1)
+    least |= dict(eval_episodes=1, threads=1, batch_size=1, buffer_size=1, utd=1)
+    good = {name: getattr(args, name) >= bound for name, bound in least.items()}
+    good |= {"gamma": 0 <= args.gamma < 1, "tau": 0 < args.tau <= 1}
+    good |= {"offline_share": 0 <= args.offline_share <= 1 or args.offline_share == -1}
+    for name, fine in good.items():
+        flag = "--" + name.replace("_", "-")
+        require(fine, f"{flag} {getattr(args, name)} is out of range, see --help")
+    require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
+    cuda = args.device != "cuda" or torch.cuda.is_available()
+    require(cuda, "--device cuda: torch finds no CUDA here; use --device cpu")
+
+
+def write(path: Path, content: bytes) -> None:
+    """All or nothing: into another file first, which then takes the name."""
+    with open(path.with_suffix(".tmp"), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def open_run(args: Args, record: dict) -> Path:
+    """The run's folder, locked for as long as this process lives; a new one gets its args.json."""
+    default = f"runs/{Path(SCRIPT).stem}-{Path(args.dataset).stem}-s{args.seed}"
+    run_dir = Path(args.run_dir or default)
+    problem = f"--run-dir {run_dir}:"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        filelock.FileLock(run_dir / "lock", is_singleton=True).acquire(timeout=0)
+    except (OSError, filelock.Timeout) as error:
+        require(False, f"{problem} cannot be written, or another run is at work there ({error})")
+    if args.resume:
+        return run_dir
+    begun = (run_dir / "args.json").exists()
+    require(
+        not (run_dir / "summary.json").exists(), f"{problem} holds a finished run; take another"
+    )
+    require(not begun, f"{problem} holds an unfinished run; continue it with --resume {run_dir}")
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
+    packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "h5py")
+    record["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    record["versions"] = {name: version(name) for name in packages}
+    record["hardware"] = [platform.platform(), platform.python_version(), os.cpu_count()]
+    write(run_dir / "args.json", json.dumps(record, indent=2).encode())
+    return run_dir
+
+
+def main() -> None:
+    # Everything that can be refused is refused before the run's folder is touched.
+    args, record = parse_args(sys.argv[1:])
+    check(args)
+    data, attributes = read_dataset(args.dataset)
+    digest = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
+    same = record.setdefault("dataset_sha256", digest) == digest
+    require(same, f"--resume {args.resume}: {args.dataset} is not the data that it began with")
+    env, eval_env = make_env(args, attributes), make_env(args, attributes)
+    dataset = load_episodes(args, data, env)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(seed_of(args, "weights"))
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    sizes = env.observation_space.shape[0], env.action_space.shape[0]
+    agent, buffer = Agent(args, *sizes, device), ReplayBuffer(args, dataset, *sizes, device)
+    run_dir = open_run(args, record)
+    if args.track:
+        import wandb
+
+        wandb.init(project="cal-ql", name=run_dir.name, config=record, sync_tensorboard=True)
+
+    # These counts, with what they made, are all that a checkpoint needs.
+    done = SimpleNamespace(x=0, updates=0, env_steps=0, episodes=0, evals=[])
+    checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        vars(done).update(state["done"])
+        buffer.ring[: len(state["ring"])] = state["ring"]
+        buffer.added = state["added"]
+    # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
+    writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
+    print(f"{SCRIPT}: row '{record['row']}', {len(dataset)} transitions, {device}, {run_dir}")
+
+    first, began, saved, shown = done.updates, time.time(), time.time(), 0.0
+    generator, metrics = torch.Generator(device), {}
+    while True:
+        # x, offline gradient steps plus online environment steps, is the axis of every log.
+        online_updates = max(done.updates - args.offline_steps, 0)
+        x = done.x = done.updates - online_updates + online_updates // args.utd
+        due = done.env_steps * args.utd - online_updates
+        whole = online_updates % args.utd == 0
+
+        # Evaluate wherever a multiple of the interval is passed, and where a phase ends.
+        scalars = dict(metrics) if whole and x % LOG_EVERY == 0 else {}
+        start, end, every = 0, args.offline_steps, args.eval_every_offline
+        if done.env_steps:
+            start, end, every = end, end + args.online_steps, args.eval_every_online
+        last = done.evals[-1][0] if done.evals else -1
+        passed = (x - start) // every > (last - start) // every or x >= end
+        if look := due == 0 and x > last and passed:
+            done.evals.append((x, evaluate(args, agent, eval_env, attributes)))
+            summary = summarise(args, done.evals)
+            results = done.evals[-1][1] | {k: summary[k] for k in ("dip", "regret") if k in summary}
+            scalars |= {f"eval/{key}": value for key, value in results.items()}
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, x)
+        now = time.time()
+        if look or now - shown > (1 if sys.stdout.isatty() else 60):
+            show(args, done.evals, x, (done.updates - first) / (now - began), look)
+            shown = now
+        if look or (whole and now - saved > 60):
+            writer.flush()
+            ring = buffer.ring[: min(buffer.added, len(buffer.ring))]
+            state = {"done": vars(done), "added": buffer.added, "ring": ring.clone()}
+            state |= {name: part.state_dict() for name, part in parts.items()}
+            torch.save(state, content := io.BytesIO())
+            write(checkpoint, content.getvalue())
+            saved = now
+
+        if done.updates >= args.offline_steps and due == 0:
+            if done.env_steps >= args.online_steps:
+                break
+            # The whole episode first: its returns are known when it is over.
+            generator.manual_seed(seed_of(args, "exploration", done.episodes))
+            seed = seed_of(args, "episode", done.episodes)
+            episode, _ = run_episode(agent, env, seed, generator)
+            buffer.add(pack(args, *episode))
+            writer.add_scalar("train/return", episode[2].sum(), x + 1)
+            done.env_steps += len(episode[2])
+            done.episodes += 1
+
+        generator.manual_seed(seed_of(args, "batch", done.updates))
+        batch = buffer.sample(generator)
+        generator.manual_seed(seed_of(args, "noise", done.updates))
+        metrics = agent.update(batch, agent.draw(args.batch_size, generator))
+        done.updates += 1
+
+    writer.close()
+    summary = summarise(args, done.evals)
+    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+    for key, value in summary.items():
+        print(f"{key:>24} {value:9.3f}")
+    if (plot := HERE / "benchmarks" / "plot.py").exists():
+        subprocess.run([sys.executable, str(plot), str(run_dir)])
+
+
+if __name__ == "__main__":
+    main()
