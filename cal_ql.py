@@ -20,12 +20,11 @@ G, the discounted return that followed it there:
 CQL:    Kumar et al. 2020, arXiv:2006.04779v3.  Cal-QL: Nakamoto et al. 2023, arXiv:2303.05479v4.
 The authors' code settles what the papers leave open: github.com/nakamotoo/Cal-QL, ac6eafe.
 
-Run:    python cal_ql.py                  the embedded task, or with --dataset and --env-id your own
+Run:    python cal_ql.py               the embedded task, or with --dataset and --env-id your own
 Expect: pre-training keeps Q(s0) on the scale of the returns, a little below them. When online
         data arrive there is nothing to jump back to, and success goes on rising.
 """
 
-import argparse
 import copy
 import hashlib
 import io
@@ -36,9 +35,8 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
@@ -48,15 +46,11 @@ import gymnasium as gym
 import h5py
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 HERE = Path(__file__).resolve().parent
-
-
-# --- Settings -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -99,28 +93,20 @@ class Args:
 
 # Chosen by the first word of the dataset's name and printed when a run starts; a dataset of another
 # name gets the defaults above. The paper's domains have the authors' settings.
-# fmt: off
-ADROIT = dict(
-    offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000, cql_weight=1.0,
-    reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0,
-    actor_hidden=(512, 512), critic_hidden=(512, 512, 512))
+ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
+    reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0, cql_weight=1.0,
+    actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip
 SETTINGS = {
-    "pointmaze": dict(
-        offline_steps=6_000, online_steps=5_000, eval_every_offline=500, eval_every_online=250,
-        gamma=0.98, failure_reward=-1.0, batch_size=64, tau=0.01, actor_lr=3e-4, critic_lr=5e-4,
-        actor_hidden=(64, 64), critic_hidden=(64, 64), n_actions=4, max_target_backup=False),
-    "antmaze": dict(
-        offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
+    "pointmaze": dict(offline_steps=6_000, online_steps=5_000, eval_every_offline=500,
+        eval_every_online=250, gamma=0.98, failure_reward=-1.0, batch_size=64, tau=0.01,
+        actor_hidden=(64, 64), critic_hidden=(64, 64), actor_lr=3e-4, critic_lr=5e-4,
+        n_actions=4, max_target_backup=False),
+    "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
         reward_scale=10.0, reward_bias=-5.0, failure_reward=0.0, lagrange_gap=0.8),
-    "kitchen": dict(
-        offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
+    "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
         eval_every_online=5_000, infinite_horizon=True, offline_share=0.25,
-        importance_sampling=False, actor_hidden=(512, 512, 512), critic_hidden=(512, 512, 512)),
-    "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}
-# fmt: on
-
-
-# --- Networks -------------------------------------------------------------------------------------
+        actor_hidden=(512, 512, 512), critic_hidden=(512, 512, 512), importance_sampling=False),
+    "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}  # fmt: skip
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -143,8 +129,7 @@ class Critic(nn.Module):
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
-        obs = obs[:, None].expand(-1, actions.shape[1], -1)
-        inputs = torch.cat([obs, actions], -1)
+        inputs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], -1)
         return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
 
 
@@ -169,20 +154,8 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
     u = mean + log_std.exp() * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh(u)^2) from u: recovering u = atanh(a) gives inf where tanh(u) rounds to 1.
-    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
     return u.tanh(), (log_normal - log_slope).sum(-1)
-
-
-# --- Agent ----------------------------------------------------------------------------------------
-
-
-class Noise(NamedTuple):
-    """All that an update draws. The losses take it from outside, so a test can fix it."""
-
-    actor: Tensor  # (B, 1, act), normal: the action that pi is trained by
-    target: Tensor  # (B, n, act), normal: pi(.|s') in y; n is 1 without max_target_backup
-    policy: Tensor  # (B, 2, n, act), normal: pi(.|s) and pi(.|s') in the penalty
-    random: Tensor  # (B, n, act): uniform actions in [-1, 1)
 
 
 class Agent(nn.Module):
@@ -200,27 +173,33 @@ class Agent(nn.Module):
         values = {"params": [*self.critic.parameters(), self.log_lagrange], "lr": args.critic_lr}
         self.optimizers = {"adam": torch.optim.Adam([policy, values], fused=True)}
 
-    def critic_losses(self, batch: "Batch", noise: Noise) -> tuple[dict, dict]:
+    def critic_losses(self, batch: "Batch", noise: dict) -> tuple[dict, dict]:
         """Losses of the critics (2,) and of the Lagrange factor, and metrics."""
         args, n = self.args, self.args.n_actions
         obs, actions, rewards, next_obs, terminations, mc_returns = batch
 
         # What the policy proposes at s and s' is given to the critics: no gradient, one pass.
         with torch.no_grad():
-            states = torch.stack([obs, next_obs], 1)[:, :, None]  # (B, 2, 1, obs)
-            mean, log_std = self.actor(states)
-            policy_actions, policy_log_prob = squash(mean, log_std, noise.policy)  # (B, 2, n, act)
+            states = torch.stack([obs, next_obs], 1)[:, :, None]
+            mean, log_std = self.actor(states)  # (B, 2, 1, act)
+            policy_actions, policy_log_prob = squash(mean, log_std, noise["policy"])
 
             # y = r + gamma (1 - d) max_a' min_i Q'_i(s', a'), first the min, then the max.
-            next_actions, _ = squash(mean[:, 1], log_std[:, 1], noise.target)
+            next_actions, _ = squash(mean[:, 1], log_std[:, 1], noise["target"])
             next_q = self.critic_target(next_obs, next_actions).amin(0).amax(-1, keepdim=True)
             target_q = rewards + args.gamma * (1 - terminations) * next_q  # (B, 1)
 
         # All actions are judged at s, those of pi(.|s') too: there they stand for others of pi.
-        candidates = [actions[:, None], noise.random, policy_actions.flatten(1, 2)]
+        candidates = [actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
         q = self.critic(obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
         q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
-        metrics = calibration(q_data, q_random, q_policy, mc_returns)
+        metrics = {
+            "q/data": q_data.mean(),
+            "q/random": q_random.mean(),
+            "q/policy": q_policy.mean(),
+        }
+        metrics["calibration/rate"] = (q_policy < mc_returns).float().mean()
+        metrics["calibration/gap"] = (q_policy - mc_returns).mean()
 
         # Cal-QL's line: no Q of the policy is pushed down below the return that the data obtained.
         q_policy = torch.maximum(q_policy, mc_returns)
@@ -247,11 +226,11 @@ class Agent(nn.Module):
         metrics |= {"loss/td": td_loss.mean(), "loss/cql": penalty.mean(), "q/gap": gap.mean()}
         return {"critic": td_loss + penalty, "lagrange": lagrange_loss}, metrics
 
-    def actor_losses(self, batch: "Batch", noise: Noise) -> tuple[dict, dict]:
+    def actor_losses(self, batch: "Batch", noise: dict) -> tuple[dict, dict]:
         """Losses of policy and temperature, and metrics."""
         # L(pi) = E [alpha log pi(a|s) - min_i Q_i(s, a)]; the critics judge but do not learn here.
         mean, log_std = self.actor(batch.obs)
-        actions, log_prob = squash(mean[:, None], log_std[:, None], noise.actor)
+        actions, log_prob = squash(mean[:, None], log_std[:, None], noise["actor"])
         self.critic.requires_grad_(False)
         q = self.critic(batch.obs, actions).amin(0)  # (B, 1)
         self.critic.requires_grad_(True)
@@ -260,11 +239,10 @@ class Agent(nn.Module):
 
         # L(alpha) = -log(alpha) E [log pi(a|s) + H]: alpha grows while the entropy is below H.
         alpha_loss = -self.log_alpha * (log_prob.detach() + self.target_entropy).mean()
-        metrics = {"loss/actor": actor_loss, "policy/alpha": alpha}
-        metrics["policy/entropy"] = -log_prob.mean()
+        metrics = {"loss/actor": actor_loss, "pi/alpha": alpha, "pi/entropy": -log_prob.mean()}
         return {"actor": actor_loss, "alpha": alpha_loss}, metrics
 
-    def update(self, batch: "Batch", noise: Noise) -> dict[str, Tensor]:
+    def update(self, batch: "Batch", noise: dict) -> dict[str, Tensor]:
         """One Adam step on all losses, each taken at the old weights; then the targets follow."""
         losses, metrics = self.critic_losses(batch, noise)
         actor_losses, actor_metrics = self.actor_losses(batch, noise)
@@ -277,13 +255,17 @@ class Agent(nn.Module):
             torch._foreach_lerp_(list(targets), list(critics), self.args.tau)
         return {key: value.detach() for key, value in (metrics | actor_metrics).items()}
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Noise:
-        n, n_target = self.args.n_actions, self.args.n_actions if self.args.max_target_backup else 1
-        options = dict(generator=generator, device=self.device)
-        shapes = [(batch_size, *n, self.action_dim) for n in ((1,), (n_target,), (2, n))]
-        normal = [torch.randn(shape, **options) for shape in shapes]
-        random = 2 * torch.rand((batch_size, n, self.action_dim), **options) - 1
-        return Noise(*normal, random)
+    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """All that an update draws; the losses take it from outside, so that a test can fix it."""
+        n, options = self.args.n_actions, dict(generator=generator, device=self.device)
+        n_target = n if self.args.max_target_backup else 1
+        act = self.action_dim
+        return {
+            "actor": torch.randn(batch_size, 1, act, **options),  # the action that trains pi
+            "target": torch.randn(batch_size, n_target, act, **options),  # pi(.|s') in y
+            "policy": torch.randn(batch_size, 2, n, act, **options),  # pi(.|s), pi(.|s') in penalty
+            "random": 2 * torch.rand(batch_size, n, act, **options) - 1,  # uniform actions there
+        }
 
     @torch.no_grad()
     def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -297,8 +279,7 @@ class Agent(nn.Module):
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 
-SCRIPT = Path(__file__).name
-LOG_EVERY = 100  # steps between two rows of training metrics
+SCRIPT, LOG_EVERY = Path(__file__).name, 100  # steps between two rows of training metrics
 
 
 def require(good: bool, problem: str) -> None:
@@ -308,9 +289,7 @@ def require(good: bool, problem: str) -> None:
         sys.exit(2)
 
 
-class Batch(NamedTuple):
-    """B transitions; scalars are columns, to broadcast over several actions at one state."""
-
+class Batch(NamedTuple):  # B transitions; scalars are columns, to broadcast over sampled actions
     obs: Tensor  # (B, obs)
     actions: Tensor  # (B, act), in [-1, 1]
     rewards: Tensor  # (B, 1), scaled
@@ -320,10 +299,7 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """The dataset and behind it a ring of online transitions, all rows of one matrix.
-
-    With offline_share -1 the ring spans both: new transitions replace the dataset's oldest.
-    """
+    """The dataset, then a ring of online transitions; with offline_share -1 the ring spans both."""
 
     def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
         self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
@@ -349,33 +325,17 @@ class ReplayBuffer:
         return Batch(*self.rows[torch.cat([offline, online])].split(self.widths, 1))
 
 
-@torch.no_grad()
-def calibration(q_data: Tensor, q_random: Tensor, q_policy: Tensor, mc_returns: Tensor) -> dict:
-    """Qs (2, B, n) as the critics have them against returns (B, 1), for the log.
-
-    rate: the share of the policy's Qs below the return; gap: their mean minus the mean return.
-    """
-    metrics = {"q/data": q_data.mean(), "q/random": q_random.mean(), "q/policy": q_policy.mean()}
-    metrics["calibration/rate"] = (q_policy < mc_returns).float().mean()
-    return metrics | {"calibration/gap": (q_policy - mc_returns).mean()}
-
-
 def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
-    """G_t = r_t + gamma (1 - d_t) G_{t+1}, the discounted return from each step of an episode (T,).
-
-    Beyond the last step G is 0, or goes on at its reward with infinite_horizon. An episode of
-    nothing but failure_reward would have gone on so: -1, -1, -1 gives -10, -10, -10 at gamma 0.9
-    (both as in the authors' replay_buffer.py).
-    """
+    """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: scaled rewards (T,) -> returns (T,). G is
+    0 after the last step, or goes on at its reward (infinite_horizon); an episode of failure_reward
+    alone never ends: -1, -1 gives -10, -10 with gamma 0.9 (as in the authors' replay_buffer.py)."""
     failure = np.float32(args.failure_reward or 0) * args.reward_scale + args.reward_bias
     if args.failure_reward is not None and (rewards == failure).all():
         return np.full(len(rewards), failure / (1 - args.gamma))
-    following = float(rewards[-1]) / (1 - args.gamma) if args.infinite_horizon else 0.0
-    returns = []
+    returns = [float(rewards[-1]) / (1 - args.gamma) if args.infinite_horizon else 0.0]
     for reward, termination in zip(rewards[::-1].tolist(), terminations[::-1].tolist()):
-        following = reward + args.gamma * (1 - termination) * following
-        returns.append(following)
-    return np.array(returns[::-1])
+        returns.append(reward + args.gamma * (1 - termination) * returns[-1])
+    return np.array(returns[:0:-1])
 
 
 def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
@@ -394,28 +354,24 @@ def read_dataset(path: str) -> tuple[dict[str, np.ndarray], dict]:
             keys = [key for i, key in enumerate(axes) if i < 4 or key in file]
             data, attributes = {key: file[key][()] for key in keys}, dict(file.attrs)
     except (OSError, KeyError, TypeError) as error:
-        wanted = f"an HDF5 file with the arrays {', '.join(list(axes)[:4])}"
-        require(False, f"--dataset {path}: {error}; needed is {wanted}")
+        require(False, f"--dataset {path}: {error}; see 'Your own data' in the README")
     for key, array in data.items():
         if axes[key] == 1 and array.shape[1:] == (1,):
             data[key] = array = array[:, 0]
         good = array.ndim == axes[key] and 0 < len(array) == len(data["observations"])
         good = good and array.dtype.kind in "fiub" and np.isfinite(array).all()
-        found = f"{key} has the type {array.dtype} and the shape {array.shape}"
-        wanted = f"finite numbers on {axes[key]} axes and as many rows in all arrays, not 0"
-        require(good, f"--dataset {path}: {found}; needed are {wanted}")
+        wanted = f"finite numbers on {axes[key]} axes, as many rows as observations, not 0"
+        require(good, f"--dataset {path}: {key} ({array.dtype}, {array.shape}) must be {wanted}")
     return data, attributes
 
 
 def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
-    """The dataset's whole episodes as rows (N, width), actions moved from the env's box to [-1, 1].
-
-    As in the authors' code an episode ends at a terminal or a timeout, and what has no successor is
-    left out: the step of a timeout, the file's last row, an unfinished tail.
-    """
+    """Whole episodes as rows (N, width), actions moved from the environment's box to [-1, 1]. As in
+    the authors' code a terminal or a timeout ends an episode, and what has no successor is left
+    out: the step of a timeout, the file's last row, an unfinished tail."""
     box, where = env.unwrapped.action_space, f"--dataset {args.dataset}:"
     for key, shape in dict(observations=env.observation_space.shape, actions=box.shape).items():
-        found = f"a row of {key} has the shape {data[key].shape[1:]}, the environment's {shape}"
+        found = f"a row of {key} has the shape {data[key].shape[1:]}, in the environment {shape}"
         require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
     actions = 2 * (data["actions"] - box.low) / (box.high - box.low) - 1
     excess = np.abs(actions).max(1) - 1
@@ -423,12 +379,11 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
     actions, terminations = actions.clip(-0.99999, 0.99999), data["terminals"] != 0
     obs, timeouts = data["observations"], data.get("timeouts", np.zeros(len(actions))) != 0
     next_obs = data.get("next_observations", np.roll(obs, -1, 0))
-    ends = np.flatnonzero((terminations | timeouts)[:-1]) + 1
-    episodes = []
+    episodes, ends = [], np.flatnonzero((terminations | timeouts)[:-1]) + 1
     for start, end in zip([0, *ends], ends):
-        at = np.arange(start, end)[~timeouts[start:end]]
-        columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
-        episodes += [pack(args, *columns)] if len(at) else []
+        if len(at := np.arange(start, end)[~timeouts[start:end]]):
+            columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
+            episodes.append(pack(args, *columns))
     require(episodes, f"{where} no whole episode; mark their ends in terminals or timeouts")
     return torch.cat(episodes)
 
@@ -444,25 +399,18 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
         require(False, f"--env-id {env_id}: gymnasium cannot make it: {error}")
     box = env.action_space
     good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
-    require(
-        good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box with one axis"
-    )
+    require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
     return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(env), -1.0, 1.0)
 
 
 def seed_of(args: Args, purpose: str, k: int = 0) -> int:
-    """The seed of the k-th batch, episode ...: so no generator has a state to save."""
-    purposes = ["weights", "batch", "noise", "episode", "exploration", "evaluation"]
-    key = [args.seed, purposes.index(purpose), k]
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+    """The seed of the k-th batch, episode ...: no generator has a state that could be lost."""
+    return int(np.random.SeedSequence([args.seed, k, *purpose.encode()]).generate_state(1)[0])
 
 
 def run_episode(agent: "Agent", env: gym.Env, seed: int, generator=None) -> tuple[tuple, float]:
-    """Plays the policy's mode, or its samples with a generator, from env.reset(seed) on.
-
-    Returns obs, actions, rewards, next_obs, terminations, each of T rows, and the highest success
-    that the environment reported, nan if it never does.
-    """
+    """Plays the policy's mode, or with a generator samples: obs, actions, rewards, next_obs and
+    terminations, T rows each, and the highest success that the environment told, else nan."""
     obs, _ = env.reset(seed=seed)
     steps, success, over = [], math.nan, False
     while not over:
@@ -477,88 +425,56 @@ def run_episode(agent: "Agent", env: gym.Env, seed: int, generator=None) -> tupl
 
 
 def evaluate(args: Args, agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
-    """Means over episodes that are the same each time, played with the policy's mode.
-
-    score: the success, else the return, normalised where the dataset has reference scores. q_s0,
-    min_i Q_i(s0, a), foretells discounted_return; both are in scaled rewards.
-    """
-    starts, results = [], []
+    """Means over episodes with the same seeds each time. score: the success, else the return,
+    normalised by the dataset's reference scores. q_s0 foretells discounted_return, both scaled."""
+    results, low = [], attributes.get("ref_min_score", 0.0)
     for k in range(args.eval_episodes):
         (obs, _, rewards, _, _), success = run_episode(agent, env, seed_of(args, "evaluation", k))
+        start = torch.as_tensor(obs[:1], dtype=torch.float32, device=agent.device)
+        q_s0 = agent.critic(start, agent.act(start)[:, None]).min().item()
         scaled = rewards * args.reward_scale + args.reward_bias
-        discounted_return = (scaled * args.gamma ** np.arange(len(scaled))).sum()
-        results.append((rewards.sum(), discounted_return, success))
-        starts.append(obs[0])
-    keys = ("return", "discounted_return", "success")
-    metrics = dict(zip(keys, np.mean(results, 0).tolist()))
-    obs = torch.as_tensor(np.array(starts), dtype=torch.float32, device=agent.device)
-    with torch.no_grad():
-        metrics["q_s0"] = agent.critic(obs, agent.act(obs)[:, None]).amin(0).mean().item()
-    low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
-    normalised = float((metrics["return"] - low) / (high - low))
-    return metrics | {"score": normalised if math.isnan(metrics["success"]) else metrics["success"]}
-
-
-def summarise(args: Args, evals: list) -> dict[str, float]:
-    """Dip: lowest online score minus the last offline one. Regret: mean of 1 - score online."""
-    before = [metrics for x, metrics in evals if x <= args.offline_steps][-1]
-    summary = {f"before/{key}": value for key, value in before.items()}
-    if scores := [metrics["score"] for x, metrics in evals if x > args.offline_steps]:
-        summary |= {f"after/{key}": value for key, value in evals[-1][1].items()}
-        summary |= {"dip": min(scores) - before["score"], "regret": 1 - sum(scores) / len(scores)}
-    return summary
-
-
-def show(args: Args, evals: list, x: int, rate: float, keep: bool) -> None:
-    """The progress line: rewritten in place on a terminal, one after the other in a file."""
-    last, total = evals[-1][1], args.offline_steps + args.online_steps
-    left = timedelta(seconds=int(max(total - x, 0) * args.utd / max(rate, 1e-9)))
-    line = f"{'offline' if x <= args.offline_steps else 'online':7} {x:>7}/{total}"
-    line += f"  score {last['score']:6.2f}  success {last['success']:4.2f}"
-    line += f"  Q(s0) {last['q_s0']:7.1f} for {last['discounted_return']:7.1f}"
-    end = "\n" if keep or not sys.stdout.isatty() else "\r"
-    print(f"{line}  {rate:5.0f} updates/s  {left} left", end=end, flush=True)
+        obtained = (scaled * args.gamma ** np.arange(len(scaled))).sum()
+        normalised = (rewards.sum() - low) / (attributes.get("ref_max_score", low + 1) - low)
+        score = normalised if math.isnan(success) else success
+        results.append((score, success, rewards.sum(), obtained, q_s0))
+    keys = ("score", "success", "return", "discounted_return", "q_s0")
+    return dict(zip(keys, np.mean(results, 0).tolist()))
 
 
 def parse_args(argv: list[str]) -> tuple[Args, dict]:
-    """The settings, and the record of the run: what is or is going to be its args.json."""
+    """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    if not args.resume:
-        word = Path(args.dataset).stem.split("-")[0]
-        row = word if word in SETTINGS else "own"
+    if args.resume:
+        others = " ".join(flags - {"--resume", "--device"})
+        require(not others, f"--resume takes all settings from the run; leave out {others}")
+        try:
+            record = json.loads((Path(args.resume) / "args.json").read_text())
+            own = {flag[2:]: getattr(args, flag[2:]) for flag in flags}
+            args = Args(**record["settings"] | own)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            require(False, f"--resume {args.resume}: not the folder of a run ({error})")
+        require(record.get("script") == SCRIPT, f"--resume {args.resume}: made by another script")
+    else:
+        row = next((row for row in SETTINGS if row == Path(args.dataset).stem.split("-")[0]), "own")
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
         args.dataset = str(Path(args.dataset).resolve())
-        return args, {"script": SCRIPT, "row": row, "settings": asdict(args)}
-    others = " ".join(sorted(flags - {"--resume", "--device"}))
-    require(not others, f"--resume takes all settings from the run's args.json; leave out {others}")
-    try:
-        record = json.loads((Path(args.resume) / "args.json").read_text())
-        settings = replace(Args(**record["settings"]), resume=args.resume, run_dir=args.resume)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        require(False, f"--resume {args.resume}: not the folder of a run ({error})")
-    found = f"that run was made by {record['script']}"
-    require(record["script"] == SCRIPT, f"--resume {args.resume}: {found}; continue it with that")
-    return replace(settings, device=args.device) if "--device" in flags else settings, record
-
-
-def check(args: Args) -> None:
-    """Refuses numbers that cannot work."""
+        record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     least = dict(seed=0, offline_steps=0, online_steps=0, eval_every_offline=1, eval_every_online=1)
-    least |= dict(eval_episodes=1, threads=1, batch_size=1, buffer_size=1, utd=1)
-    good = {name: getattr(args, name) >= bound for name, bound in least.items()}
+    least |= dict(eval_episodes=1, threads=1, batch_size=1, buffer_size=1, utd=1, n_actions=1)
+    good = {name: getattr(args, name, bound) >= bound for name, bound in least.items()}
     good |= {"gamma": 0 <= args.gamma < 1, "tau": 0 < args.tau <= 1}
-    good |= {"offline_share": 0 <= args.offline_share <= 1 or args.offline_share == -1}
-    for name, fine in good.items():
-        flag = "--" + name.replace("_", "-")
-        require(fine, f"{flag} {getattr(args, name)} is out of range, see --help")
+    good["offline_share"] = 0 <= args.offline_share <= 1 or args.offline_share == -1
+    good["device"] = args.device != "cuda" or torch.cuda.is_available()
+    good["track"] = not args.track or any(distributions(name="wandb"))
+    bad = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in good if not good[name]]
+    require(not bad, f"{', '.join(bad)}: out of range, or not to be had here; see --help")
     require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
-    cuda = args.device != "cuda" or torch.cuda.is_available()
-    require(cuda, "--device cuda: torch finds no CUDA here; use --device cpu")
+    return args, record
 
 
 def write(path: Path, content: bytes) -> None:
-    """All or nothing: into another file first, which then takes the name."""
+    """All or nothing: into another file, which takes the name when it is whole."""
     with open(path.with_suffix(".tmp"), "wb") as file:
         file.write(content)
         file.flush()
@@ -568,39 +484,34 @@ def write(path: Path, content: bytes) -> None:
 
 def open_run(args: Args, record: dict) -> Path:
     """The run's folder, locked for as long as this process lives; a new one gets its args.json."""
-    default = f"runs/{Path(SCRIPT).stem}-{Path(args.dataset).stem}-s{args.seed}"
-    run_dir = Path(args.run_dir or default)
-    problem = f"--run-dir {run_dir}:"
+    name = f"{Path(SCRIPT).stem}-{Path(args.dataset).stem}-s{args.seed}"
+    run_dir = Path(args.resume or args.run_dir or Path("runs", name))
+    advice = f"an unfinished run; continue it with --resume {run_dir}"
+    advice = "a finished run; take another" if (run_dir / "summary.json").exists() else advice
+    taken = not args.resume and (run_dir / "args.json").exists()
+    require(not taken, f"--run-dir {run_dir}: holds {advice}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         filelock.FileLock(run_dir / "lock", is_singleton=True).acquire(timeout=0)
     except (OSError, filelock.Timeout) as error:
-        require(False, f"{problem} cannot be written, or another run is at work there ({error})")
-    if args.resume:
-        return run_dir
-    begun = (run_dir / "args.json").exists()
-    require(
-        not (run_dir / "summary.json").exists(), f"{problem} holds a finished run; take another"
-    )
-    require(not begun, f"{problem} holds an unfinished run; continue it with --resume {run_dir}")
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
-    packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "h5py")
-    record["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    record["versions"] = {name: version(name) for name in packages}
-    record["hardware"] = [platform.platform(), platform.python_version(), os.cpu_count()]
-    write(run_dir / "args.json", json.dumps(record, indent=2).encode())
+        require(False, f"--run-dir {run_dir}: read-only, or another run is at work there ({error})")
+    if not args.resume:
+        git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
+        record["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        record["hardware"] = [platform.platform(), platform.processor(), os.cpu_count()]
+        record["versions"] = {"python": sys.version} | {d.name: d.version for d in distributions()}
+        write(run_dir / "args.json", json.dumps(record, indent=2).encode())
     return run_dir
 
 
 def main() -> None:
     # Everything that can be refused is refused before the run's folder is touched.
     args, record = parse_args(sys.argv[1:])
-    check(args)
     data, attributes = read_dataset(args.dataset)
     digest = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
     same = record.setdefault("dataset_sha256", digest) == digest
     require(same, f"--resume {args.resume}: {args.dataset} is not the data that it began with")
-    env, eval_env = make_env(args, attributes), make_env(args, attributes)
+    env = make_env(args, attributes)
     dataset = load_episodes(args, data, env)
     torch.set_num_threads(args.threads)
     torch.manual_seed(seed_of(args, "weights"))
@@ -609,85 +520,82 @@ def main() -> None:
     agent, buffer = Agent(args, *sizes, device), ReplayBuffer(args, dataset, *sizes, device)
     run_dir = open_run(args, record)
     if args.track:
-        import wandb
+        __import__("wandb").init(config=record, sync_tensorboard=True)
 
-        wandb.init(project="cal-ql", name=run_dir.name, config=record, sync_tensorboard=True)
-
-    # These counts, with what they made, are all that a checkpoint needs.
-    done = SimpleNamespace(x=0, updates=0, env_steps=0, episodes=0, evals=[])
+    # x, offline gradient steps plus online environment steps trained on, is the axis of all logs.
+    done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[])
     checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         vars(done).update(state["done"])
+        buffer.added += done.env_steps
         buffer.ring[: len(state["ring"])] = state["ring"]
-        buffer.added = state["added"]
     # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
     writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
     print(f"{SCRIPT}: row '{record['row']}', {len(dataset)} transitions, {device}, {run_dir}")
 
-    first, began, saved, shown = done.updates, time.time(), time.time(), 0.0
+    total, first = args.offline_steps + args.online_steps, done.x
+    began = saved = time.time()
     generator, metrics = torch.Generator(device), {}
     while True:
-        # x, offline gradient steps plus online environment steps, is the axis of every log.
-        online_updates = max(done.updates - args.offline_steps, 0)
-        x = done.x = done.updates - online_updates + online_updates // args.utd
-        due = done.env_steps * args.utd - online_updates
-        whole = online_updates % args.utd == 0
-
-        # Evaluate wherever a multiple of the interval is passed, and where a phase ends.
-        scalars = dict(metrics) if whole and x % LOG_EVERY == 0 else {}
-        start, end, every = 0, args.offline_steps, args.eval_every_offline
-        if done.env_steps:
-            start, end, every = end, end + args.online_steps, args.eval_every_online
-        last = done.evals[-1][0] if done.evals else -1
-        passed = (x - start) // every > (last - start) // every or x >= end
-        if look := due == 0 and x > last and passed:
-            done.evals.append((x, evaluate(args, agent, eval_env, attributes)))
-            summary = summarise(args, done.evals)
-            results = done.evals[-1][1] | {k: summary[k] for k in ("dip", "regret") if k in summary}
-            scalars |= {f"eval/{key}": value for key, value in results.items()}
+        x, fine_tuning = done.x, done.x >= args.offline_steps
+        due = args.offline_steps + done.env_steps - x  # steps to train before the next episode
+        scalars = dict(metrics) if x % LOG_EVERY == 0 else {}
+        if look := x >= done.next_eval and (due == 0 or not fine_tuning):
+            result = evaluate(args, agent, env, attributes)
+            done.evals.append((x, result))
+            if scores := [past["score"] for at, past in done.evals if at > args.offline_steps]:
+                result["dip"] = min(scores) - done.evals[-len(scores) - 1][1]["score"]
+                result["regret"] = 1 - sum(scores) / len(scores)
+            scalars |= {f"eval/{key}": value for key, value in result.items()}
+            past, every, end = x, args.eval_every_offline, args.offline_steps
+            if fine_tuning:
+                past, every, end = x - end, args.eval_every_online, args.online_steps
+            done.next_eval = x + min(every - past % every, end - past)
         for key, value in scalars.items():
             writer.add_scalar(key, value, x)
-        now = time.time()
-        if look or now - shown > (1 if sys.stdout.isatty() else 60):
-            show(args, done.evals, x, (done.updates - first) / (now - began), look)
-            shown = now
-        if look or (whole and now - saved > 60):
+        if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
+            rate, left = (x - first) / (time.time() - began) + 1e-9, max(total - x, 0)
+            line = (
+                f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score {{score:.2f}}"
+            )
+            line += "  success {success:.2f}  Q(s0) {q_s0:7.1f} for {discounted_return:7.1f}"
+            line = line.format(**done.evals[-1][1])
+            line += f"  {rate * args.utd:4.0f} updates/s  {left / rate / 60:5.1f} min left"
+            print(line, end="\n" if look else "\r", flush=True)
+        if look or time.time() - saved > 60:
             writer.flush()
-            ring = buffer.ring[: min(buffer.added, len(buffer.ring))]
-            state = {"done": vars(done), "added": buffer.added, "ring": ring.clone()}
-            state |= {name: part.state_dict() for name, part in parts.items()}
+            ring = buffer.ring[: min(buffer.added, len(buffer.ring))].clone()
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"done": vars(done), "ring": ring}
             torch.save(state, content := io.BytesIO())
             write(checkpoint, content.getvalue())
-            saved = now
+            saved = time.time()
 
-        if done.updates >= args.offline_steps and due == 0:
+        if fine_tuning and due == 0:
             if done.env_steps >= args.online_steps:
                 break
             # The whole episode first: its returns are known when it is over.
             generator.manual_seed(seed_of(args, "exploration", done.episodes))
-            seed = seed_of(args, "episode", done.episodes)
-            episode, _ = run_episode(agent, env, seed, generator)
+            episode, _ = run_episode(agent, env, seed_of(args, "episode", done.episodes), generator)
             buffer.add(pack(args, *episode))
             writer.add_scalar("train/return", episode[2].sum(), x + 1)
             done.env_steps += len(episode[2])
             done.episodes += 1
-
-        generator.manual_seed(seed_of(args, "batch", done.updates))
-        batch = buffer.sample(generator)
-        generator.manual_seed(seed_of(args, "noise", done.updates))
-        metrics = agent.update(batch, agent.draw(args.batch_size, generator))
-        done.updates += 1
-
+        for k in range(args.utd if fine_tuning else 1):
+            batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
+            generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
+            metrics = agent.update(batch, agent.draw(args.batch_size, generator))
+        done.x += 1
     writer.close()
-    summary = summarise(args, done.evals)
-    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-    for key, value in summary.items():
-        print(f"{key:>24} {value:9.3f}")
-    if (plot := HERE / "benchmarks" / "plot.py").exists():
-        subprocess.run([sys.executable, str(plot), str(run_dir)])
+    offline = [result for x, result in done.evals if x <= args.offline_steps]
+    summary = json.dumps({"before": offline[-1], "after": done.evals[-1][1]}, indent=2)
+    print(summary)
+    write(run_dir / "summary.json", summary.encode())
+    plot = [sys.executable, str(HERE / "benchmarks" / "plot.py"), str(run_dir)]
+    subprocess.run(plot) if Path(plot[1]).exists() else print("curves:", *plot)
 
 
 if __name__ == "__main__":

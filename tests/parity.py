@@ -92,14 +92,14 @@ def numpy(name: str, tensor: torch.Tensor) -> np.ndarray:
     return array.T if name.endswith("kernel") else array
 
 
-def make_noise(script: ModuleType, noise: dict[str, torch.Tensor]):
+def make_noise(noise: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     target = noise["eps_next_target"]
-    return script.Noise(
-        actor=noise["eps_pi"][:, None],
-        target=target if target.ndim == 3 else target[:, None],
-        policy=torch.stack([noise["eps_current"], noise["eps_next"]], 1),
-        random=noise["u_random"],
-    )
+    return {
+        "actor": noise["eps_pi"][:, None],
+        "target": target if target.ndim == 3 else target[:, None],
+        "policy": torch.stack([noise["eps_current"], noise["eps_next"]], 1),
+        "random": noise["u_random"],
+    }
 
 
 def make_batch(script: ModuleType, batch: dict[str, torch.Tensor]):
@@ -145,14 +145,17 @@ def compare(script: ModuleType, file: dict[str, np.ndarray], precision: str) -> 
             tensors[name].copy_(value.T if name.endswith("kernel") else value)
     worst = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
     for step in (1, 2, 3):
-        noise = make_noise(script, part(f"noise/step{step}/"))
+        noise = make_noise(part(f"noise/step{step}/"))
         for name, loss in losses_of(agent, batch, noise).items():
             if f"{precision}/step{step}/loss/{name}" in file:
                 reference = file[f"{precision}/step{step}/loss/{name}"]
                 error = relative(loss.detach().numpy(), reference) / (1e-9 if exact else 2e-5)
                 worst["loss"] = max(worst["loss"], error)
         agent.update(batch, noise)
-        gradients, weights = part(f"{precision}/step{step}/grad/"), part(f"{precision}/step{step}/w/")
+        gradients, weights = (
+            part(f"{precision}/step{step}/grad/"),
+            part(f"{precision}/step{step}/w/"),
+        )
         scale = {}
         for name, reference in gradients.items():
             network = name.split("/")[0]
@@ -163,7 +166,11 @@ def compare(script: ModuleType, file: dict[str, np.ndarray], precision: str) -> 
             allowed = scale[name.split("/")[0]] * (1e-8 if exact else 1e-5)
             worst["gradient"] = max(worst["gradient"], float(error / allowed) if error else 0.0)
         for name, reference in weights.items():
-            rate = settings["policy_lr"] if name.startswith(("actor", "log_alpha")) else settings["qf_lr"]
+            rate = (
+                settings["policy_lr"]
+                if name.startswith(("actor", "log_alpha"))
+                else settings["qf_lr"]
+            )
             rate = settings["qf_lr"] if name == "log_alpha_prime" else rate
             share = {1: 1e-11, 3: 1e-8}.get(step, 1e-8) if exact else 1e-3 * step
             ulp = 2.0**-52 if exact else 2.0**-24
