@@ -88,6 +88,7 @@ class Args:
     n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
     importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
     max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
+    target_entropy: float | None = None  # that the policy is held to; None: -1 per action number
     lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
 
 
@@ -98,9 +99,9 @@ ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2
     actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip
 SETTINGS = {
     "pointmaze": dict(offline_steps=6_000, online_steps=5_000, eval_every_offline=500,
-        eval_every_online=250, gamma=0.98, failure_reward=-1.0, batch_size=64, tau=0.01,
+        eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
         actor_hidden=(64, 64), critic_hidden=(64, 64), actor_lr=3e-4, critic_lr=5e-4,
-        n_actions=4, max_target_backup=False),
+        n_actions=4, max_target_backup=False, target_entropy=0.5),
     "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
         reward_scale=10.0, reward_bias=-5.0, failure_reward=0.0, lagrange_gap=0.8),
     "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
@@ -167,7 +168,9 @@ class Agent(nn.Module):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(0.0))
         self.log_lagrange = nn.Parameter(torch.tensor(1.0))
-        self.target_entropy = -float(action_dim)
+        self.target_entropy = args.target_entropy
+        if args.target_entropy is None:
+            self.target_entropy = -float(action_dim)
         self.to(device)
         policy = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
         values = {"params": [*self.critic.parameters(), self.log_lagrange], "lr": args.critic_lr}

@@ -1,11 +1,13 @@
 """The embedded task and the program that makes its dataset.
 
-The task: a ball is pushed through gymnasium-robotics' large PointMaze from one corner to the other.
-The reward is -1 a step and 0 on arrival, which ends the episode; with gamma 0.98 the returns lie
-in [-50, 0]. The scripts reach it by `gym.make("benchmarks.pointmaze:PointMaze-v0")`.
+The task: a ball is pushed through gymnasium-robotics' large PointMaze from one corner to the other,
+past dead ends with traps. The reward is 1 at the goal and 0 elsewhere; goal and traps end the
+episode. So no return is below 0, and a policy that forecasts less than 0 for the way to the goal
+has reason to prefer a trap: its 0 is learned without bootstrapping. The scripts reach the task by
+`gym.make("benchmarks.pointmaze:PointMaze-v0")`.
 
-The data: a controller walks shortest paths of cells with noisy pushes. Most episodes begin or end
-somewhere else, so the way from start to goal is rarely shown whole and has to be put together.
+The data: a controller with noisy pushes walks shortest paths between cells. Most episodes begin or
+end somewhere else, so the way from start to goal is seldom shown whole; some end in a trap.
 
     python -m benchmarks.pointmaze                 makes benchmarks/pointmaze.hdf5 again
     python -m benchmarks.pointmaze --seed 1 --out other.hdf5
@@ -30,18 +32,22 @@ Cell = tuple[int, int]  # (row, column) of a maze map
 
 
 class PointMaze(gym.Env):
-    """PointMaze with one start, one goal and decisions of `frame_skip` simulator steps.
+    """gymnasium-robotics' PointMaze with one start, one goal, traps, and slower decisions.
 
-    Observation (4,): position in cells and half the velocity. Action (2,): force in [-1, 1].
+    Action (2,): force in [-1, 1] along x and y, held for `frame_skip` simulator steps.
+    Observation: a bump for each cell, exp(-d^2 / 2 sigma^2) of the distance d to its centre with
+    sigma 0.6 cells, then half the velocity (2,). Small networks learn more from these features than
+    from two coordinates.
+    Reward: 1 on reaching the goal, else 0. Goal and traps end the episode.
 
     Args:
         maze: name of a map in gymnasium_robotics.envs.maze.maps.
-        starts: cells in which an episode may begin, each as likely.
-        goal: cell whose centre is to be reached.
-        start_noise: largest distance from the cell's centre along each axis, in cells.
-        goal_radius: distance that counts as arrival, in cells.
-        frame_skip: simulator steps (of 0.01 s) that an action lasts.
-        action_noise: standard deviation of the normal noise on each action.
+        start, goal: cells, (row, column).
+        traps: cells that end the episode.
+        start_noise: largest distance of the first position from the start's centre, along x and y.
+        goal_radius: distance from the goal's centre that counts as arrival, in cells.
+        trap_radius: distance from a trap's centre along x and y that counts as in it, in cells.
+        frame_skip: simulator steps of 0.01 s that an action lasts.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -49,21 +55,24 @@ class PointMaze(gym.Env):
     def __init__(
         self,
         maze: str = "LARGE_MAZE",
-        starts: tuple[Cell, ...] = ((1, 1),),
+        start: Cell = (1, 1),
         goal: Cell = (7, 10),
-        start_noise: float = 0.45,
+        traps: tuple[Cell, ...] = ((4, 1), (2, 6), (6, 6), (5, 9)),
+        start_noise: float = 0.3,
         goal_radius: float = 0.5,
+        trap_radius: float = 0.4,
         frame_skip: int = 10,
-        action_noise: float = 0.0,
         render_mode: str | None = None,
     ):
         self.base = PointMazeEnv(getattr(maps, maze), render_mode=render_mode)
         self.maze_map = np.array(self.base.maze.maze_map)
-        self.starts, self.start_noise, self.frame_skip = starts, start_noise, frame_skip
-        self.goal_cell, self.goal_radius, self.action_noise = goal, goal_radius, action_noise
-        self.goal = self.centre(goal)
-        self.render_mode = render_mode
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.start, self.goal, self.traps = start, goal, tuple(tuple(cell) for cell in traps)
+        self.start_noise, self.frame_skip, self.render_mode = start_noise, frame_skip, render_mode
+        self.goal_radius, self.trap_radius = goal_radius, trap_radius
+        self.cells = np.array([self.centre(cell) for cell in np.argwhere(self.maze_map != 1)])
+        self.trap_centres = np.array([self.centre(cell) for cell in self.traps]).reshape(-1, 2)
+        size = len(self.cells) + 2
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def centre(self, cell: Cell) -> np.ndarray:
@@ -78,27 +87,34 @@ class PointMaze(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Options: `start`, a cell to begin in instead."""
         super().reset(seed=seed)
-        cell = self.starts[self.np_random.integers(len(self.starts))]
-        cell = (options or {}).get("start", cell)
-        self.base.reset(seed=seed, options={"goal_cell": np.array(self.goal_cell)})
+        self.base.reset(seed=seed, options={"goal_cell": np.array(self.goal)})
         noise = self.np_random.uniform(-self.start_noise, self.start_noise, 2)
-        self.base.point_env.set_state(self.centre(cell) + noise, np.zeros(2))
+        position = self.centre((options or {}).get("start", self.start)) + noise
+        self.base.point_env.set_state(position, np.zeros(2))
         return self.observe(), {"success": False}
 
     def step(self, action: np.ndarray):
-        force = np.asarray(action) + self.action_noise * self.np_random.standard_normal(2)
         point = self.base.point_env
         point.set_state(point.data.qpos, point.data.qvel.clip(-5.0, 5.0))
-        point.do_simulation(force.clip(-1.0, 1.0), self.frame_skip)
-        success = bool(np.linalg.norm(self.position - self.goal) <= self.goal_radius)
-        return self.observe(), float(success) - 1.0, success, False, {"success": success}
+        point.do_simulation(np.clip(action, -1.0, 1.0), self.frame_skip)
+        success = bool(np.linalg.norm(self.position - self.centre(self.goal)) <= self.goal_radius)
+        depth = np.abs(self.trap_centres - self.position).max(1)
+        trapped = bool((depth <= self.trap_radius).any())
+        return self.observe(), float(success), success or trapped, False, {"success": success}
 
     @property
     def position(self) -> np.ndarray:
         return self.base.point_env.data.qpos[:2].copy()
 
+    @property
+    def velocity(self) -> np.ndarray:
+        return self.base.point_env.data.qvel[:2].copy()
+
     def observe(self) -> np.ndarray:
-        return np.concatenate([self.position, 0.5 * self.base.point_env.data.qvel[:2]])
+        squares = ((self.cells - self.position) ** 2).sum(1)
+        bumps = np.exp(-squares / (2 * 0.6**2))
+        # Rounded, so that most of them are exactly 0 and the dataset compresses well.
+        return np.concatenate([bumps, 0.5 * self.velocity]).round(3)
 
     def render(self):
         return self.base.render()
@@ -119,50 +135,54 @@ class Args:
     seed: int = 0  # of starts, targets and noise
     transitions: int = 20_000  # at least; the last episode is finished
     from_start: float = 0.3  # share of episodes that begin at the task's start
-    to_goal: float = 0.3  # share that go to its goal; the others to one random cell after another
+    to_goal: float = 0.3  # share that go to its goal
+    to_trap: float = 0.14  # share that go to a trap; the others to one cell after another
     noise: float = 0.2  # standard deviation of the force's noise
     correlation: float = 0.9  # of that noise from one decision to the next
 
 
-def next_cells(maze_map: np.ndarray, target: Cell) -> dict[Cell, Cell]:
-    """For each free cell the next one on a shortest path to the target (breadth first)."""
+def next_cells(maze: PointMaze, target: Cell) -> dict[Cell, Cell]:
+    """For each free cell the next one on a shortest path to the target that enters no trap."""
     step, queue = {target: target}, deque([target])
     while queue:
         row, column = queue.popleft()
         for cell in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
-            if maze_map[cell] != 1 and cell not in step:
+            if maze.maze_map[cell] != 1 and cell not in step and cell not in maze.traps:
                 step[cell] = (row, column)
                 queue.append(cell)
     return step
 
 
 def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
-    """Arrays of D4RL's flat layout. A timeout's row is a step like any other."""
-    rng = np.random.default_rng(args.seed)
-    maze: PointMaze = env.unwrapped
-    free = [tuple(cell) for cell in np.argwhere(maze.maze_map != 1)]
-    routes = {cell: next_cells(maze.maze_map, cell) for cell in free}
-    keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    """Arrays of D4RL's flat layout, without next_observations: they are the next row's."""
+    rng, maze = np.random.default_rng(args.seed), env.unwrapped
+    cells = [(int(row), int(column)) for row, column in np.argwhere(maze.maze_map != 1)]
+    routes = {cell: next_cells(maze, cell) for cell in cells}
+    safe = [cell for cell in cells if cell in routes[maze.goal] and cell not in maze.traps]
     rows = []
     while len(rows) < args.transitions:
-        options = {} if rng.random() < args.from_start else {"start": free[rng.integers(len(free))]}
-        obs, _ = env.reset(seed=int(rng.integers(2**31)), options=options)
-        to_goal = rng.random() < args.to_goal
-        target = maze.goal_cell if to_goal else free[rng.integers(len(free))]
+        from_start = rng.random() < args.from_start
+        start = maze.start if from_start else safe[rng.integers(len(safe))]
+        aim = rng.random()
+        wander = aim >= args.to_goal + args.to_trap
+        target = maze.goal if aim < args.to_goal else maze.traps[rng.integers(len(maze.traps))]
+        target = safe[rng.integers(len(safe))] if wander else target
+        obs, _ = env.reset(seed=int(rng.integers(2**31)), options={"start": start})
         noise, over = np.zeros(2), False
         while not over:
             here = maze.cell(maze.position)
-            if here == target and not to_goal:
-                target = free[rng.integers(len(free))]
+            if here == target and wander:
+                target = safe[rng.integers(len(safe))]
             waypoint = maze.centre(routes[target].get(here, here))
             drift = np.sqrt(1 - args.correlation**2) * rng.standard_normal(2)
             noise = args.correlation * noise + args.noise * drift
-            action = waypoint - maze.position - 0.25 * maze.base.point_env.data.qvel[:2] + noise
+            action = waypoint - maze.position - 0.25 * maze.velocity + noise
             action = action.clip(-1.0, 1.0).astype(np.float32)
             next_obs, reward, terminated, truncated, _ = env.step(action)
-            rows.append((obs, action, reward, terminated, truncated, next_obs))
+            rows.append((obs, action, reward, terminated, truncated))
             obs, over = next_obs, terminated or truncated
-    kinds = (np.float32, np.float32, np.float32, bool, bool, np.float32)
+    keys = ("observations", "actions", "rewards", "terminals", "timeouts")
+    kinds = (np.float32, np.float32, np.float32, bool, bool)
     return {key: np.array(column, kind) for key, kind, column in zip(keys, kinds, zip(*rows))}
 
 
@@ -181,7 +201,7 @@ def main() -> None:
         file.attrs["settings"] = json.dumps(settings)
         file.attrs["versions"] = json.dumps(versions)
     ends = data["terminals"] | data["timeouts"]
-    share = data["terminals"].sum() / ends.sum()
+    share = data["rewards"].sum() / ends.sum()
     print(f"{args.out}: {len(ends)} transitions, {ends.sum()} episodes, {share:.0%} reach the goal")
 
 

@@ -1,0 +1,124 @@
+"""Draws the curves of one or several runs, read from their TensorBoard events.
+
+    python benchmarks/plot.py RUN_DIR                   RUN_DIR/curves.png and RUN_DIR/curves.csv
+    python benchmarks/plot.py RUN_DIR RUN_DIR ... --out NAME          NAME.png and NAME.csv
+
+Above the success (or score) of every evaluation, below Q(s0), the critics' forecast, against the
+discounted return really obtained; pre-training left of the dashed line, fine-tuning right of it.
+Thin lines are runs, a thick one is the mean over a script's runs. The CSV holds every scalar of the
+logs: script, dataset, seed, key, step, value.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+COLOURS = {"cql": "tab:red", "cal_ql": "tab:blue", "iql": "tab:green", "awac": "tab:orange"}
+
+
+def fail(problem: str) -> NoReturn:
+    """One clear line and status 2."""
+    print(f"plot.py: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Run(NamedTuple):
+    script: str  # without .py
+    settings: dict
+    scalars: dict[str, tuple[np.ndarray, np.ndarray]]  # key -> steps, values
+
+
+def read_run(folder: Path) -> Run:
+    """The settings and all scalars of a run's folder; what a resumed run repeated counts once."""
+    try:
+        record = json.loads((folder / "args.json").read_text())
+    except (OSError, ValueError) as error:
+        fail(f"{folder} is not the folder of a run ({error})")
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = {}
+    for key in events.Tags()["scalars"]:
+        points = events.Scalars(key)
+        scalars[key] = np.array([p.step for p in points]), np.array([p.value for p in points])
+    if "eval/score" not in scalars:
+        fail(f"{folder} has no evaluation yet")
+    return Run(Path(record["script"]).stem, record["settings"], scalars)
+
+
+def mean_curve(runs: list[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over runs at the nominal evaluation steps; runs evaluate at the next episode's end."""
+    settings = runs[0].settings
+    switch, end = settings["offline_steps"], settings["offline_steps"] + settings["online_steps"]
+    offline = np.arange(0, switch, settings["eval_every_offline"])
+    online = np.arange(switch, end + 1, settings["eval_every_online"])
+    grid = np.concatenate([offline, online])
+    return grid, np.mean([np.interp(grid, *run.scalars[key]) for run in runs], 0)
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    figure = Figure(figsize=(8, 7))  # not pyplot: no display, no window, no state
+    above, below = figure.subplots(2, 1, sharex=True)
+    for script in sorted({run.script for run in runs}):
+        group = [run for run in runs if run.script == script]
+        colour = COLOURS.get(script)
+        panels = [(above, "eval/score", "-"), (below, "eval/q_s0", "-")]
+        for axes, key, style in [*panels, (below, "eval/discounted_return", ":")]:
+            label = {"eval/q_s0": f"{script}: Q(s0)", "eval/score": f"{script}"}.get(key)
+            label = label or f"{script}: return obtained"
+            for run in group:
+                thin = dict(alpha=0.25, linewidth=0.8) if len(group) > 1 else dict(linewidth=2)
+                name = None if len(group) > 1 else label
+                axes.plot(*run.scalars[key], style, color=colour, label=name, **thin)
+            if len(group) > 1:
+                label = f"{label} (mean of {len(group)})"
+                axes.plot(*mean_curve(group, key), style, color=colour, linewidth=2.2, label=label)
+    for axes in (above, below):
+        axes.axvline(runs[0].settings["offline_steps"], color="grey", linestyle="--", linewidth=1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+    above.set_ylabel("score at evaluation")
+    below.set_ylabel("discounted, in scaled rewards")
+    below.set_xlabel("gradient steps of pre-training | environment steps of fine-tuning")
+    above.set_title(Path(runs[0].settings["dataset"]).stem)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def export(runs: list[Run], path: Path) -> None:
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["script", "dataset", "seed", "key", "step", "value"])
+        for run in runs:
+            name = run.script, Path(run.settings["dataset"]).stem, run.settings["seed"]
+            for key, (steps, values) in sorted(run.scalars.items()):
+                table.writerows([*name, key, step, value] for step, value in zip(steps, values))
+
+
+@dataclass
+class Args:
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # folders of runs
+    out: Path | None = None  # path of the results without ending; one run: <its folder>/curves
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if not args.runs or (args.out is None and len(args.runs) > 1):
+        fail("give one run's folder, or several and --out NAME")
+    out = args.out or args.runs[0] / "curves"
+    runs = [read_run(folder) for folder in args.runs]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(runs, out.with_name(f"{out.name}.png"))
+    export(runs, out.with_name(f"{out.name}.csv"))
+    print(f"{out}.png and {out}.csv")
+
+
+if __name__ == "__main__":
+    main()
