@@ -1,10 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2",
-#   "mujoco==3.11.0", "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0",
-#   "matplotlib==3.11.2", "filelock==4.2.11",
-# ]
+# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "mujoco==3.11.0",
+#   "gymnasium-robotics==1.4.2", "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0",
+#   "matplotlib==3.11.2", "filelock==4.2.11"]
 # ///
 """Cal-QL, calibrated Q-learning: pre-trained on a dataset, then fine-tuned online.
 
@@ -50,12 +48,10 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-HERE = Path(__file__).resolve().parent
-
 
 @dataclass
 class Args:
-    dataset: str = str(HERE / "benchmarks" / "pointmaze.hdf5")  # HDF5 file in D4RL's flat layout
+    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # D4RL's flat HDF5
     env_id: str = ""  # gymnasium id, or module:id; empty: the one named in the dataset
     seed: int = 0  # of weights, data order, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
@@ -88,7 +84,7 @@ class Args:
     n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
     importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
     max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
-    target_entropy: float | None = None  # that the policy is held to; None: -1 per action number
+    target_entropy: float = -1.0  # that alpha holds the policy to, per number of the action
     lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
 
 
@@ -101,7 +97,7 @@ SETTINGS = {
     "pointmaze": dict(offline_steps=6_000, online_steps=5_000, eval_every_offline=500,
         eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
         actor_hidden=(64, 64), critic_hidden=(64, 64), actor_lr=3e-4, critic_lr=5e-4,
-        n_actions=4, max_target_backup=False, target_entropy=0.5),
+        n_actions=4, max_target_backup=False, target_entropy=0.25),
     "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
         reward_scale=10.0, reward_bias=-5.0, failure_reward=0.0, lagrange_gap=0.8),
     "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
@@ -168,9 +164,7 @@ class Agent(nn.Module):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(0.0))
         self.log_lagrange = nn.Parameter(torch.tensor(1.0))
-        self.target_entropy = args.target_entropy
-        if args.target_entropy is None:
-            self.target_entropy = -float(action_dim)
+        self.target_entropy = args.target_entropy * action_dim
         self.to(device)
         policy = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
         values = {"params": [*self.critic.parameters(), self.log_lagrange], "lr": args.critic_lr}
@@ -282,7 +276,8 @@ class Agent(nn.Module):
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 
-SCRIPT, LOG_EVERY = Path(__file__).name, 100  # steps between two rows of training metrics
+HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
+LOG_EVERY = 100  # steps between two rows of training metrics
 
 
 def require(good: bool, problem: str) -> None:
@@ -308,8 +303,8 @@ class ReplayBuffer:
         self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
         self.n_offline = 0 if args.offline_share < 0 else len(dataset)
         self.added = len(dataset) - self.n_offline  # rows that ever went to the ring
-        n_rows = max(self.n_offline + args.buffer_size, len(dataset))
-        self.rows = torch.zeros(n_rows, dataset.shape[1], device=device)
+        shape = max(self.n_offline + args.buffer_size, len(dataset)), dataset.shape[1]
+        self.rows = torch.from_numpy(np.zeros(shape, np.float32)).to(device)  # no memory until used
         self.rows[: len(dataset)] = dataset
         self.ring = self.rows[self.n_offline :]
 

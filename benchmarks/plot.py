@@ -5,8 +5,8 @@
 
 Above the success (or score) of every evaluation, below Q(s0), the critics' forecast, against the
 discounted return really obtained; pre-training left of the dashed line, fine-tuning right of it.
-Thin lines are runs, a thick one is the mean over a script's runs. The CSV holds every scalar of the
-logs: script, dataset, seed, key, step, value.
+Thin lines are runs, a thick one is the mean over a script's runs. The CSV holds everything that the
+evaluations logged: script, dataset, seed, key, step, value.
 """
 
 import csv
@@ -98,8 +98,9 @@ def export(runs: list[Run], path: Path) -> None:
         table.writerow(["script", "dataset", "seed", "key", "step", "value"])
         for run in runs:
             name = run.script, Path(run.settings["dataset"]).stem, run.settings["seed"]
-            for key, (steps, values) in sorted(run.scalars.items()):
-                table.writerows([*name, key, step, value] for step, value in zip(steps, values))
+            for key in sorted(key for key in run.scalars if key.startswith("eval/")):
+                points = zip(*run.scalars[key])
+                table.writerows([*name, key, step, f"{value:.6g}"] for step, value in points)
 
 
 @dataclass

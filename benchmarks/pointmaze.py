@@ -139,6 +139,7 @@ class Args:
     to_trap: float = 0.14  # share that go to a trap; the others to one cell after another
     noise: float = 0.2  # standard deviation of the force's noise
     correlation: float = 0.9  # of that noise from one decision to the next
+    traps: bool = True  # without them the maze is gymnasium-robotics' own
 
 
 def next_cells(maze: PointMaze, target: Cell) -> dict[Cell, Cell]:
@@ -164,9 +165,10 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
         from_start = rng.random() < args.from_start
         start = maze.start if from_start else safe[rng.integers(len(safe))]
         aim = rng.random()
-        wander = aim >= args.to_goal + args.to_trap
-        target = maze.goal if aim < args.to_goal else maze.traps[rng.integers(len(maze.traps))]
-        target = safe[rng.integers(len(safe))] if wander else target
+        to_trap = args.to_goal <= aim < args.to_goal + args.to_trap and maze.traps
+        target = maze.goal if aim < args.to_goal else safe[rng.integers(len(safe))]
+        target = maze.traps[rng.integers(len(maze.traps))] if to_trap else target
+        wander = aim >= args.to_goal and not to_trap
         obs, _ = env.reset(seed=int(rng.integers(2**31)), options={"start": start})
         noise, over = np.zeros(2), False
         while not over:
@@ -188,7 +190,8 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
 
 def main() -> None:
     args = tyro.cli(Args)
-    data = collect(args, gym.make("PointMaze-v0"))
+    kwargs = {} if args.traps else {"traps": []}
+    data = collect(args, gym.make("PointMaze-v0", **kwargs))
     packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     settings = {key: value for key, value in asdict(args).items() if key != "out"}
@@ -196,7 +199,7 @@ def main() -> None:
         for key, array in data.items():
             file.create_dataset(key, data=array, compression="gzip", shuffle=True)
         file.attrs["env_id"] = ENV_ID
-        file.attrs["env_kwargs"] = json.dumps({})
+        file.attrs["env_kwargs"] = json.dumps(kwargs)
         file.attrs["generator"] = "benchmarks/pointmaze.py"
         file.attrs["settings"] = json.dumps(settings)
         file.attrs["versions"] = json.dumps(versions)

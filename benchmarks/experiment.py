@@ -1,0 +1,152 @@
+"""The experiments on the embedded task that the README reports, run after run.
+
+    python -m benchmarks.experiment                           all of them, two runs at a time
+    python -m benchmarks.experiment --only default --seeds 8
+
+Runs lie in runs/experiment/; what is finished is kept, what was interrupted is resumed. At the end
+benchmarks/results/ holds runs.csv (one row a run), a table for each condition in results.md, and
+the figure of the default condition.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, RESULTS = Path("runs", "experiment"), Path("benchmarks", "results")
+SCRIPTS = ("cql", "cal_ql")
+
+AUTHORS = ["--n-actions", "10", "--max-target-backup"]
+
+# condition -> flags, steps of warm-up, datasets, seeds of each
+CONDITIONS = {
+    "default": ([], 0, ("d0", "d1"), 8),
+    "warm-up of 1000 steps": ([], 1000, ("d0",), 8),
+    "pre-training half as long": (["--offline-steps", "3000"], 0, ("d0",), 4),
+    "pre-training 3 times as long": (["--offline-steps", "18000"], 0, ("d0",), 4),
+    "no traps": ([], 0, ("d0-safe",), 4),
+    "the authors' target entropy": (["--target-entropy", "-1"], 0, ("d0",), 4),
+    "the authors' 10 actions and max backup": (AUTHORS, 0, ("d0",), 4),
+}
+DATASETS = {"d0": [], "d1": ["--seed", "1"], "d0-safe": ["--no-traps"]}  # flags of the collector
+
+
+@dataclass
+class Args:
+    only: tuple[str, ...] = tuple(CONDITIONS)  # conditions to run
+    seeds: int | None = None  # seeds of each script and dataset; None: as the README reports
+    jobs: int = 2  # runs at a time
+
+
+@dataclass
+class Job:
+    condition: str
+    script: str
+    data: str
+    seed: int
+    flags: list[str]
+    warmup: int
+
+    @property
+    def folder(self) -> Path:
+        condition = self.condition.replace("'", "").replace(" ", "-")
+        return RUNS / condition / f"{self.script}-{self.data}-s{self.seed}"
+
+    def command(self) -> list[str]:
+        start = [f"{self.script}.py"]
+        if self.warmup:
+            start = ["-m", "benchmarks.warmup", str(self.warmup), self.script]
+        if (self.folder / "args.json").exists():
+            return [sys.executable, *start, "--resume", str(self.folder)]
+        data = ["--dataset", str(dataset(self.data))] if DATASETS[self.data] else []
+        flags = ["--seed", str(self.seed), *data, *self.flags, "--run-dir", str(self.folder)]
+        return [sys.executable, *start, *flags]
+
+
+def dataset(name: str) -> Path:
+    """The embedded dataset, or one made by the same collector with other flags."""
+    return RUNS / f"pointmaze-{name}.hdf5" if DATASETS[name] else Path("benchmarks/pointmaze.hdf5")
+
+
+def run(job: Job) -> None:
+    if (job.folder / "summary.json").exists():
+        return
+    print(" ".join(job.command()[1:]), flush=True)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{job.folder}.log", "a") as log:
+        status = subprocess.run(job.command(), stdout=log, stderr=subprocess.STDOUT).returncode
+    if status:
+        print(f"{job.folder}: ended with status {status}, see {job.folder}.log", file=sys.stderr)
+
+
+def row(job: Job) -> dict:
+    """What a finished run's summary says."""
+    summary = json.loads((job.folder / "summary.json").read_text())
+    before, after = summary["before"], summary["after"]
+    found = {"condition": job.condition, "script": job.script}
+    found |= {"data": job.data, "seed": job.seed}
+    for key in ("success", "q_s0", "discounted_return"):
+        found |= {f"{key}_before": before[key], f"{key}_after": after[key]}
+    return found | {"dip": after["dip"], "regret": after["regret"]}
+
+
+def table(rows: list[dict]) -> str:
+    """Mean and standard deviation over the runs of each condition and script, in Markdown."""
+    columns = ["success_before", "success_after", "dip", "regret"]
+    columns += ["q_s0_before", "discounted_return_before"]
+    lines = ["| condition | script | runs | " + " | ".join(columns) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(columns))
+    for condition, script in dict.fromkeys((r["condition"], r["script"]) for r in rows):
+        group = [r for r in rows if (r["condition"], r["script"]) == (condition, script)]
+        cells = []
+        for column in columns:
+            values = np.array([r[column] for r in group])
+            cells.append(f"{values.mean():.2f} ± {values.std():.2f}")
+        lines.append(f"| {condition} | {script} | {len(group)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    os.chdir(ROOT)
+    jobs = []
+    for condition in args.only:
+        if condition not in CONDITIONS:
+            sys.exit(f"experiment: no condition '{condition}', only {', '.join(CONDITIONS)}")
+        flags, warmup, names, seeds = CONDITIONS[condition]
+        for seed in range(args.seeds or seeds):
+            for name in names:
+                jobs += [Job(condition, script, name, seed, flags, warmup) for script in SCRIPTS]
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name in sorted({job.data for job in jobs}):
+        if not dataset(name).exists():
+            collect = ["-m", "benchmarks.pointmaze", *DATASETS[name], "--out", str(dataset(name))]
+            subprocess.run([sys.executable, *collect], check=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, jobs))
+
+    done = [job for job in jobs if (job.folder / "summary.json").exists()]
+    rows = [row(job) for job in done]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS / "runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    (RESULTS / "results.md").write_text(table(rows))
+    print(table(rows))
+    folders = [str(job.folder) for job in done if job.condition == "default"]
+    if folders:
+        figure = ["benchmarks/plot.py", *folders, "--out", str(RESULTS / "default")]
+        subprocess.run([sys.executable, *figure], check=True)
+
+
+if __name__ == "__main__":
+    main()
