@@ -60,7 +60,7 @@ class PointMaze(gym.Env):
         traps: tuple[Cell, ...] = ((4, 1), (2, 6), (6, 6), (5, 9)),
         start_noise: float = 0.3,
         goal_radius: float = 0.5,
-        trap_radius: float = 0.4,
+        trap_radius: float = 0.5,
         frame_skip: int = 10,
         render_mode: str | None = None,
     ):
@@ -136,7 +136,7 @@ class Args:
     transitions: int = 20_000  # at least; the last episode is finished
     from_start: float = 0.3  # share of episodes that begin at the task's start
     to_goal: float = 0.3  # share that go to its goal
-    to_trap: float = 0.14  # share that go to a trap; the others to one cell after another
+    to_trap: float = 0.28  # share that go to a trap; the others to one cell after another
     noise: float = 0.2  # standard deviation of the force's noise
     correlation: float = 0.9  # of that noise from one decision to the next
     traps: bool = True  # without them the maze is gymnasium-robotics' own
