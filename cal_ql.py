@@ -276,8 +276,7 @@ class Agent(nn.Module):
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 
-HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
-LOG_EVERY = 100  # steps between two rows of training metrics
+HERE, SCRIPT, LOG_EVERY = Path(__file__).resolve().parent, Path(__file__).name, 100  # in steps
 
 
 def require(good: bool, problem: str) -> None:
@@ -392,13 +391,13 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     require(env_id, f"--env-id: {args.dataset} names no environment; give an id or module:id")
     try:
         kwargs = {} if args.env_id else json.loads(attributes.get("env_kwargs", "{}"))
-        env = gym.make(env_id, **kwargs)
+        env = gym.wrappers.FlattenObservation(gym.make(env_id, **kwargs))
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         require(False, f"--env-id {env_id}: gymnasium cannot make it: {error}")
     box = env.action_space
     good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
     require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
-    return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(env), -1.0, 1.0)
+    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 
 def seed_of(args: Args, purpose: str, k: int = 0) -> int:
@@ -485,9 +484,9 @@ def open_run(args: Args, record: dict) -> Path:
     name = f"{Path(SCRIPT).stem}-{Path(args.dataset).stem}-s{args.seed}"
     run_dir = Path(args.resume or args.run_dir or Path("runs", name))
     advice = f"an unfinished run; continue it with --resume {run_dir}"
-    advice = "a finished run; take another" if (run_dir / "summary.json").exists() else advice
-    taken = not args.resume and (run_dir / "args.json").exists()
-    require(not taken, f"--run-dir {run_dir}: holds {advice}")
+    if (run_dir / "summary.json").exists():
+        advice = "a finished run; choose another folder with --run-dir"
+    require(args.resume or not (run_dir / "args.json").exists(), f"{run_dir} holds {advice}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         filelock.FileLock(run_dir / "lock", is_singleton=True).acquire(timeout=0)
@@ -507,8 +506,9 @@ def main() -> None:
     args, record = parse_args(sys.argv[1:])
     data, attributes = read_dataset(args.dataset)
     digest = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
-    same = record.setdefault("dataset_sha256", digest) == digest
-    require(same, f"--resume {args.resume}: {args.dataset} is not the data that it began with")
+    require(
+        record.setdefault("dataset_sha256", digest) == digest, f"--resume: {args.dataset} changed"
+    )
     env = make_env(args, attributes)
     dataset = load_episodes(args, data, env)
     torch.set_num_threads(args.threads)
@@ -555,13 +555,14 @@ def main() -> None:
         for key, value in scalars.items():
             writer.add_scalar(key, value, x)
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
-            rate, left = (x - first) / (time.time() - began) + 1e-9, max(total - x, 0)
+            rate = (x - first) / (time.time() - began)
+            left = max(total - x, 0) / rate / 60 if rate else math.nan
             line = (
                 f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score {{score:.2f}}"
             )
             line += "  success {success:.2f}  Q(s0) {q_s0:7.1f} for {discounted_return:7.1f}"
             line = line.format(**done.evals[-1][1])
-            line += f"  {rate * args.utd:4.0f} updates/s  {left / rate / 60:5.1f} min left"
+            line += f"  {rate * args.utd:4.0f} updates/s  {left:5.1f} min left"
             print(line, end="\n" if look else "\r", flush=True)
         if look or time.time() - saved > 60:
             writer.flush()
@@ -589,9 +590,10 @@ def main() -> None:
         done.x += 1
     writer.close()
     offline = [result for x, result in done.evals if x <= args.offline_steps]
-    summary = json.dumps({"before": offline[-1], "after": done.evals[-1][1]}, indent=2)
-    print(summary)
-    write(run_dir / "summary.json", summary.encode())
+    summary = {"before": offline[-1], "after": done.evals[-1][1]}
+    for phase, result in summary.items():
+        print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
+    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
     plot = [sys.executable, str(HERE / "benchmarks" / "plot.py"), str(run_dir)]
     subprocess.run(plot) if Path(plot[1]).exists() else print("curves:", *plot)
 

@@ -13,6 +13,8 @@ end somewhere else, so the way from start to goal is seldom shown whole; some en
     python -m benchmarks.pointmaze --seed 1 --out other.hdf5
 """
 
+import contextlib
+import io
 import json
 import platform
 from collections import deque
@@ -24,8 +26,10 @@ import gymnasium as gym
 import h5py
 import numpy as np
 import tyro
-from gymnasium_robotics.envs.maze import maps
-from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+with contextlib.redirect_stderr(io.StringIO()):  # a notice about its other environments
+    from gymnasium_robotics.envs.maze import maps
+    from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 
 ENV_ID = "benchmarks.pointmaze:PointMaze-v0"
 Cell = tuple[int, int]  # (row, column) of a maze map
