@@ -506,9 +506,7 @@ def main() -> None:
     args, record = parse_args(sys.argv[1:])
     data, attributes = read_dataset(args.dataset)
     digest = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
-    require(
-        record.setdefault("dataset_sha256", digest) == digest, f"--resume: {args.dataset} changed"
-    )
+    require(record.setdefault("dataset_sha256", digest) == digest, f"{args.dataset} has changed")
     env = make_env(args, attributes)
     dataset = load_episodes(args, data, env)
     torch.set_num_threads(args.threads)
@@ -557,11 +555,9 @@ def main() -> None:
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
             rate = (x - first) / (time.time() - began)
             left = max(total - x, 0) / rate / 60 if rate else math.nan
-            line = (
-                f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score {{score:.2f}}"
-            )
-            line += "  success {success:.2f}  Q(s0) {q_s0:7.1f} for {discounted_return:7.1f}"
-            line = line.format(**done.evals[-1][1])
+            line = "score {score:.2f}  success {success:.2f}  Q(s0) {q_s0:.1f} of {discounted_return:.1f}"
+            phase = "online" if done.env_steps else "offline"
+            line = f"{phase:7} {x:>7}/{total}  {line.format(**done.evals[-1][1])}"
             line += f"  {rate * args.utd:4.0f} updates/s  {left:5.1f} min left"
             print(line, end="\n" if look else "\r", flush=True)
         if look or time.time() - saved > 60:

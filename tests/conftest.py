@@ -18,8 +18,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import gymnasium as gym
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from scripts import ROOT, load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -60,15 +60,15 @@ def quick(script: str, **settings) -> list[str]:
     return words(**{name: value for name, value in QUICK.items() if name in known} | settings)
 
 
-def run_script(path: Path, *line: str, cwd: Path, env: dict[str, str] | None = None):
+def run_script(path: Path, *line: str, cwd: Path, timeout: float = 120):
     """`python path *line` in the folder cwd, the toy task within reach: status, stdout, stderr."""
     done = subprocess.run(
         [sys.executable, str(path), *line],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)} | (env or {}),
+        env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     return SimpleNamespace(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
