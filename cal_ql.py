@@ -555,7 +555,8 @@ def main() -> None:
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
             rate = (x - first) / (time.time() - began)
             left = max(total - x, 0) / rate / 60 if rate else math.nan
-            line = "score {score:.2f}  success {success:.2f}  Q(s0) {q_s0:.1f} of {discounted_return:.1f}"
+            line = "score {score:.2f}  success {success:.2f}  Q(s0) {q_s0:6.1f}"
+            line += ", obtained {discounted_return:6.1f}"
             phase = "online" if done.env_steps else "offline"
             line = f"{phase:7} {x:>7}/{total}  {line.format(**done.evals[-1][1])}"
             line += f"  {rate * args.utd:4.0f} updates/s  {left:5.1f} min left"
