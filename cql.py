@@ -18,8 +18,8 @@ CQL:    Kumar et al. 2020, arXiv:2006.04779v3.  Cal-QL: Nakamoto et al. 2023, ar
 The authors' code settles what the papers leave open: github.com/nakamotoo/Cal-QL, ac6eafe.
 
 Run:    python cql.py                  the embedded task, or with --dataset and --env-id your own
-Expect: pre-training sinks Q(s0) to the worst return there is. When online data arrive it jumps
-        back up, the policy follows whatever jumped first, and success falls before it recovers.
+Expect: pre-training sinks Q(s0) below the worst return there is. When online data arrive it jumps
+        back up, the policy follows whatever jumps first, and what it had learned is lost.
 """
 
 import copy
@@ -475,8 +475,8 @@ def write(path: Path, content: bytes) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def open_run(args: Args, record: dict) -> Path:
-    """The run's folder, locked for as long as this process lives; a new one gets its args.json."""
+def open_run(args: Args, record: dict) -> tuple[Path, object]:
+    """The run's folder, which gets its args.json, and a lock on it that dies with the process."""
     name = f"{Path(SCRIPT).stem}-{Path(args.dataset).stem}-s{args.seed}"
     run_dir = Path(args.resume or args.run_dir or Path("runs", name))
     advice = f"an unfinished run; continue it with --resume {run_dir}"
@@ -485,7 +485,7 @@ def open_run(args: Args, record: dict) -> Path:
     require(args.resume or not (run_dir / "args.json").exists(), f"{run_dir} holds {advice}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        filelock.FileLock(run_dir / "lock", is_singleton=True).acquire(timeout=0)
+        lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)
     except (OSError, filelock.Timeout) as error:
         require(False, f"--run-dir {run_dir}: read-only, or another run is at work there ({error})")
     if not args.resume:
@@ -494,7 +494,7 @@ def open_run(args: Args, record: dict) -> Path:
         record["hardware"] = [platform.platform(), platform.processor(), os.cpu_count()]
         record["versions"] = {"python": sys.version} | {d.name: d.version for d in distributions()}
         write(run_dir / "args.json", json.dumps(record, indent=2).encode())
-    return run_dir
+    return run_dir, lock
 
 
 def main() -> None:
@@ -510,7 +510,7 @@ def main() -> None:
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     sizes = env.observation_space.shape[0], env.action_space.shape[0]
     agent, buffer = Agent(args, *sizes, device), ReplayBuffer(args, dataset, *sizes, device)
-    run_dir = open_run(args, record)
+    run_dir, _lock = open_run(args, record)
     if args.track:
         __import__("wandb").init(config=record, sync_tensorboard=True)
 
