@@ -545,7 +545,7 @@ def main() -> None:
             past, every, end = x, args.eval_every_offline, args.offline_steps
             if fine_tuning:
                 past, every, end = x - end, args.eval_every_online, args.online_steps
-            done.next_eval = x + min(every - past % every, end - past)
+            done.next_eval = x + max(1, min(every - past % every, end - past))
         for key, value in scalars.items():
             writer.add_scalar(key, value, x)
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
