@@ -137,7 +137,7 @@ gym.register("PointMaze-v0", PointMaze, max_episode_steps=80)
 class Args:
     out: str = str(Path(__file__).parent / "pointmaze.hdf5")  # file to write
     seed: int = 0  # of starts, targets and noise
-    transitions: int = 20_000  # at least; the last episode is finished
+    transitions: int = 20_000  # rows; the last episode is cut there
     from_start: float = 0.3  # share of episodes that begin at the task's start
     to_goal: float = 0.3  # share that go to its goal
     to_trap: float = 0.28  # share that go to a trap; the others to one cell after another
@@ -187,6 +187,8 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
             next_obs, reward, terminated, truncated, _ = env.step(action)
             rows.append((obs, action, reward, terminated, truncated))
             obs, over = next_obs, terminated or truncated
+    rows = rows[: args.transitions]
+    rows[-1] = (*rows[-1][:4], True)
     keys = ("observations", "actions", "rewards", "terminals", "timeouts")
     kinds = (np.float32, np.float32, np.float32, bool, bool)
     return {key: np.array(column, kind) for key, kind, column in zip(keys, kinds, zip(*rows))}
@@ -205,8 +207,9 @@ def main() -> None:
         file.attrs["env_id"] = ENV_ID
         file.attrs["env_kwargs"] = json.dumps(kwargs)
         file.attrs["generator"] = "benchmarks/pointmaze.py"
-        file.attrs["settings"] = json.dumps(settings)
         file.attrs["versions"] = json.dumps(versions)
+        for key, value in settings.items():
+            file.attrs[key] = value
     ends = data["terminals"] | data["timeouts"]
     share = data["rewards"].sum() / ends.sum()
     print(f"{args.out}: {len(ends)} transitions, {ends.sum()} episodes, {share:.0%} reach the goal")
