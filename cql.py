@@ -185,17 +185,15 @@ class Agent(nn.Module):
             next_q = self.critic_target(next_obs, next_actions).amin(0).amax(-1, keepdim=True)
             target_q = rewards + args.gamma * (1 - terminations) * next_q  # (B, 1)
 
-        # All actions are judged at s, those of pi(.|s') too: there they stand for others of pi.
+        # All actions are judged at s, those of pi(.|s') too: they are further guesses at s.
         candidates = [actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
         q = self.critic(obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
         q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
-        metrics = {
-            "q/data": q_data.mean(),
-            "q/random": q_random.mean(),
-            "q/policy": q_policy.mean(),
-        }
+
+        # How calibrated the critics are by themselves: Q of pi's actions against the data's return.
+        metrics = {"q/data": q_data.mean(), "q/random": q_random.mean()}
+        metrics |= {"q/policy": q_policy.mean(), "calibration/gap": (q_policy - mc_returns).mean()}
         metrics["calibration/rate"] = (q_policy < mc_returns).float().mean()
-        metrics["calibration/gap"] = (q_policy - mc_returns).mean()
 
         # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]
         if args.importance_sampling:
@@ -213,6 +211,7 @@ class Agent(nn.Module):
             excess = args.cql_weight * (gap - args.lagrange_gap)
             penalty = lagrange.detach() * excess
             lagrange_loss = -0.5 * lagrange * excess.detach().sum()
+            metrics["loss/lagrange_factor"] = lagrange
 
         # L(Q_i) = E (Q_i(s, a) - y)^2 + penalty
         td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)
