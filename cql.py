@@ -211,7 +211,7 @@ class Agent(nn.Module):
             excess = args.cql_weight * (gap - args.lagrange_gap)
             penalty = lagrange.detach() * excess
             lagrange_loss = -0.5 * lagrange * excess.detach().sum()
-            metrics["loss/lagrange_factor"] = lagrange
+            metrics["q/lagrange"] = lagrange
 
         # L(Q_i) = E (Q_i(s, a) - y)^2 + penalty
         td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)

@@ -14,6 +14,7 @@ end somewhere else, so the way from start to goal is seldom shown whole; some en
 """
 
 import contextlib
+import inspect
 import io
 import json
 import platform
@@ -70,7 +71,7 @@ class PointMaze(gym.Env):
     ):
         self.base = PointMazeEnv(getattr(maps, maze), render_mode=render_mode)
         self.maze_map = np.array(self.base.maze.maze_map)
-        self.start, self.goal, self.traps = start, goal, tuple(tuple(cell) for cell in traps)
+        self.start, self.goal, *self.traps = (tuple(cell) for cell in (start, goal, *traps))
         self.start_noise, self.frame_skip, self.render_mode = start_noise, frame_skip, render_mode
         self.goal_radius, self.trap_radius = goal_radius, trap_radius
         self.cells = np.array([self.centre(cell) for cell in np.argwhere(self.maze_map != 1)])
@@ -196,7 +197,9 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
 
 def main() -> None:
     args = tyro.cli(Args)
-    kwargs = {} if args.traps else {"traps": []}
+    parameters = inspect.signature(PointMaze).parameters.values()
+    kwargs = {p.name: p.default for p in parameters if p.name != "render_mode"}
+    kwargs |= {} if args.traps else {"traps": []}
     data = collect(args, gym.make("PointMaze-v0", **kwargs))
     packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,10 +19,8 @@ import numpy as np
 import pytest
 import torch
 import toy
-from scripts import ROOT, load_script
+from scripts import SCRIPTS, load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 # A run of a fraction of a second in which everything happens: evaluations between and at the ends
 # of both phases, several rows of training metrics, several online episodes.
@@ -32,8 +29,6 @@ QUICK = dict(
     eval_every_online=20, eval_episodes=2, batch_size=8, actor_hidden=(8,), critic_hidden=(8,),
     value_hidden=(8,), n_actions=2, threads=1, device="cpu",
 )  # fmt: skip
-
-cached_script = cache(load_script)
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -56,7 +51,7 @@ def words(**settings) -> list[str]:
 
 def quick(script: str, **settings) -> list[str]:
     """The command line of a quick run: what a script has of QUICK, and the given settings."""
-    known = {field.name for field in fields(cached_script(script).Args)}
+    known = {field.name for field in fields(load_script(script).Args)}
     return words(**{name: value for name, value in QUICK.items() if name in known} | settings)
 
 
@@ -79,7 +74,7 @@ def run_here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(script: str, *line: str) -> ModuleType:
-        module = cached_script(script)
+        module = load_script(script)
         # A folder without benchmarks/plot.py: drawing takes longer than such a run.
         monkeypatch.setattr(module, "HERE", tmp_path)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *line])

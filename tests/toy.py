@@ -18,7 +18,8 @@ ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_o
 class Toy(gym.Env):
     """A point is pushed along a line; beyond 1 is the goal: -1 a step, 0 on arrival, which ends.
 
-    Observation (2,): position and the last push. Action (1,): push, in [low, high].
+    Observation (2,): position and the last push. Action (1,): push, in [low, high]. It starts
+    anywhere from -1 to 1, so that an untrained policy gets there too, now and then.
 
     Args:
         low, high: the box of actions; a push is scaled to [-1, 1] of it.
@@ -52,7 +53,7 @@ class Toy(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         Toy.reset_seeds.append(seed)
-        self.state = np.array([self.np_random.uniform(-1, 0), 0], np.float32)
+        self.state = np.array([self.np_random.uniform(-1, 1), 0], np.float32)
         return self.observe(), {}
 
     def step(self, action):
