@@ -93,7 +93,7 @@ ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2
     reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0, cql_weight=1.0,
     actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip
 SETTINGS = {
-    "pointmaze": dict(offline_steps=4_000, online_steps=4_000, eval_every_offline=500,
+    "pointmaze": dict(offline_steps=6_000, online_steps=4_000, eval_every_offline=500,
         eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
         actor_hidden=(64, 64), critic_hidden=(64, 64), actor_lr=3e-4, critic_lr=5e-4,
         n_actions=4, max_target_backup=False, target_entropy=0.125),

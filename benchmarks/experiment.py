@@ -30,8 +30,8 @@ AUTHORS = ["--n-actions", "10", "--max-target-backup"]
 CONDITIONS = {
     "default": ([], 0, ("d0", "d1"), 8),
     "warm-up of 1000 steps": ([], 1000, ("d0",), 8),
-    "pre-training half as long": (["--offline-steps", "2000"], 0, ("d0",), 4),
-    "pre-training 3 times as long": (["--offline-steps", "12000"], 0, ("d0",), 4),
+    "pre-training half as long": (["--offline-steps", "3000"], 0, ("d0",), 4),
+    "pre-training twice as long": (["--offline-steps", "12000"], 0, ("d0",), 4),
     "no traps": ([], 0, ("d0-safe",), 4),
     "the authors' target entropy": (["--target-entropy", "-1"], 0, ("d0",), 4),
     "the authors' 10 actions and max backup": (AUTHORS, 0, ("d0",), 4),
@@ -82,7 +82,7 @@ def run(job: Job) -> None:
     print(" ".join(job.command()[1:]), flush=True)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{job.folder}.log", "a") as log:
-        status = subprocess.run(job.command(), stdout=log, stderr=subprocess.STDOUT).returncode
+        status = subprocess.run(job.command(), stdout=log, stderr=log).returncode
     if status:
         print(f"{job.folder}: ended with status {status}, see {job.folder}.log", file=sys.stderr)
 

@@ -37,7 +37,7 @@ Cell = tuple[int, int]  # (row, column) of a maze map
 
 
 class PointMaze(gym.Env):
-    """gymnasium-robotics' PointMaze with one start, one goal, traps, and slower decisions.
+    """gymnasium-robotics' PointMaze with neighbouring starts, one goal, traps, slower decisions.
 
     Action (2,): force in [-1, 1] along x and y, held for `frame_skip` simulator steps.
     Observation: a bump for each cell, exp(-d^2 / 2 sigma^2) of the distance d to its centre with
@@ -47,9 +47,10 @@ class PointMaze(gym.Env):
 
     Args:
         maze: name of a map in gymnasium_robotics.envs.maze.maps.
-        start, goal: cells, (row, column).
+        starts: cells, (row, column), in one of which an episode begins.
+        goal: cell to reach.
         traps: cells that end the episode.
-        start_noise: largest distance of the first position from the start's centre, along x and y.
+        start_noise: largest distance of the first position from the cell's centre, along x and y.
         goal_radius: distance from the goal's centre that counts as arrival, in cells.
         trap_radius: distance from a trap's centre along x and y that counts as in it, in cells.
         frame_skip: simulator steps of 0.01 s that an action lasts.
@@ -60,7 +61,7 @@ class PointMaze(gym.Env):
     def __init__(
         self,
         maze: str = "LARGE_MAZE",
-        start: Cell = (1, 1),
+        starts: tuple[Cell, ...] = ((1, 1), (2, 1), (3, 1), (1, 2), (1, 3)),
         goal: Cell = (7, 10),
         traps: tuple[Cell, ...] = ((4, 1), (2, 6), (6, 6), (5, 9)),
         start_noise: float = 0.3,
@@ -71,7 +72,8 @@ class PointMaze(gym.Env):
     ):
         self.base = PointMazeEnv(getattr(maps, maze), render_mode=render_mode)
         self.maze_map = np.array(self.base.maze.maze_map)
-        self.start, self.goal, *self.traps = (tuple(cell) for cell in (start, goal, *traps))
+        self.starts = [tuple(cell) for cell in starts]
+        self.goal, *self.traps = (tuple(cell) for cell in (goal, *traps))
         self.start_noise, self.frame_skip, self.render_mode = start_noise, frame_skip, render_mode
         self.goal_radius, self.trap_radius = goal_radius, trap_radius
         self.cells = np.array([self.centre(cell) for cell in np.argwhere(self.maze_map != 1)])
@@ -90,11 +92,12 @@ class PointMaze(gym.Env):
         return int(row), int(column)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Options: `start`, a cell to begin in instead."""
+        """Options: `start`, the cell to begin in."""
         super().reset(seed=seed)
         self.base.reset(seed=seed, options={"goal_cell": np.array(self.goal)})
         noise = self.np_random.uniform(-self.start_noise, self.start_noise, 2)
-        position = self.centre((options or {}).get("start", self.start)) + noise
+        start = self.starts[self.np_random.integers(len(self.starts))]
+        position = self.centre((options or {}).get("start", start)) + noise
         self.base.point_env.set_state(position, np.zeros(2))
         return self.observe(), {"success": False}
 
@@ -139,9 +142,9 @@ class Args:
     out: str = str(Path(__file__).parent / "pointmaze.hdf5")  # file to write
     seed: int = 0  # of starts, targets and noise
     transitions: int = 20_000  # rows; the last episode is cut there
-    from_start: float = 0.3  # share of episodes that begin at the task's start
+    from_start: float = 0.3  # share of episodes that begin at one of the task's starts
     to_goal: float = 0.3  # share that go to its goal
-    to_trap: float = 0.28  # share that go to a trap; the others to one cell after another
+    to_trap: float = 0.14  # share that go to a trap; the others to one cell after another
     noise: float = 0.2  # standard deviation of the force's noise
     correlation: float = 0.9  # of that noise from one decision to the next
     traps: bool = True  # without them the maze is gymnasium-robotics' own
@@ -167,8 +170,8 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
     safe = [cell for cell in cells if cell in routes[maze.goal] and cell not in maze.traps]
     rows = []
     while len(rows) < args.transitions:
-        from_start = rng.random() < args.from_start
-        start = maze.start if from_start else safe[rng.integers(len(safe))]
+        places = maze.starts if rng.random() < args.from_start else safe
+        start = places[rng.integers(len(places))]
         aim = rng.random()
         to_trap = args.to_goal <= aim < args.to_goal + args.to_trap and maze.traps
         target = maze.goal if aim < args.to_goal else safe[rng.integers(len(safe))]
