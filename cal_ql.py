@@ -80,7 +80,7 @@ class Args:
     critic_hidden: tuple[int, ...] = (256, 256, 256, 256)  # widths of a critic's hidden layers
     actor_lr: float = 1e-4  # Adam's rate for policy and temperature
     critic_lr: float = 3e-4  # Adam's rate for critics and Lagrange factor
-    cql_weight: float = 5.0  # w
+    cql_weight: float = 5.0  # w, the weight of the conservative penalty
     n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
     importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
     max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
