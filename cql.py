@@ -371,9 +371,10 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
     actions, terminations = actions.clip(-0.99999, 0.99999), data["terminals"] != 0
     obs, timeouts = data["observations"], data.get("timeouts", np.zeros(len(actions))) != 0
     next_obs = data.get("next_observations", np.roll(obs, -1, 0))
-    episodes, ends = [], np.flatnonzero((terminations | timeouts)[:-1]) + 1
+    episodes, ends = [], np.flatnonzero(terminations | timeouts) + 1
+    kept = ~timeouts & (np.arange(len(obs)) < len(obs) - 1)
     for start, end in zip([0, *ends], ends):
-        if len(at := np.arange(start, end)[~timeouts[start:end]]):
+        if len(at := start + np.flatnonzero(kept[start:end])):
             columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
             episodes.append(pack(args, *columns))
     require(episodes, f"{where} no whole episode; mark their ends in terminals or timeouts")

@@ -141,7 +141,7 @@ gym.register("PointMaze-v0", PointMaze, max_episode_steps=80)
 class Args:
     out: str = str(Path(__file__).parent / "pointmaze.hdf5")  # file to write
     seed: int = 0  # of starts, targets and noise
-    transitions: int = 20_000  # rows; the last episode is cut there
+    transitions: int = 20_000  # rows; the last episode is left unfinished there
     from_start: float = 0.3  # share of episodes that begin at one of the task's starts
     to_goal: float = 0.3  # share that go to its goal
     to_trap: float = 0.14  # share that go to a trap; the others to one cell after another
@@ -192,7 +192,6 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
             rows.append((obs, action, reward, terminated, truncated))
             obs, over = next_obs, terminated or truncated
     rows = rows[: args.transitions]
-    rows[-1] = (*rows[-1][:4], True)
     keys = ("observations", "actions", "rewards", "terminals", "timeouts")
     kinds = (np.float32, np.float32, np.float32, bool, bool)
     return {key: np.array(column, kind) for key, kind, column in zip(keys, kinds, zip(*rows))}
