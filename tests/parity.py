@@ -90,6 +90,7 @@ class Cql:
         "loss/td": r"qf\d_bellman_loss",
         "loss/cql": r"cql_min_qf\d_loss",
         "pi/alpha": r"alpha",
+        "q/lagrange": r"alpha_prime",
     }
 
     def __init__(self, script: ModuleType, settings: dict, arrays: Arrays, dtype: torch.dtype):
@@ -100,6 +101,7 @@ class Cql:
                 raise NotOffered(f"{name}={found}, here always {value}")
         self.settings = settings
         # Sizes are read off the arrays, so that any file of the format will do.
+        action_dim = arrays["batch/actions"].shape[1]
         self.args = script.Args(
             gamma=settings["discount"],
             tau=settings["soft_target_update_rate"],
@@ -112,14 +114,13 @@ class Cql:
             importance_sampling=settings["cql_importance_sample"],
             max_target_backup=settings["cql_max_target_backup"],
             lagrange_gap=settings["cql_target_action_gap"] if settings["cql_lagrange"] else None,
+            target_entropy=settings.get("target_entropy", -action_dim) / action_dim,
         )
         names = ("observations", "actions", "rewards", "next_observations", "dones", "mc_returns")
         columns = [torch.tensor(arrays[f"batch/{name}"], dtype=dtype) for name in names]
         self.batch = script.Batch(*(x if x.ndim == 2 else x[:, None] for x in columns))
-        sizes = self.batch.obs.shape[1], self.batch.actions.shape[1]
-        self.agent = script.Agent(self.args, *sizes, "cpu").to(dtype)
-        # Set on the agent, so that it does not matter whether the script has a flag for it.
-        self.agent.target_entropy = settings.get("target_entropy", self.agent.target_entropy)
+        obs_dim = self.batch.obs.shape[1]
+        self.agent = script.Agent(self.args, obs_dim, action_dim, "cpu").to(dtype)
 
     def parameters(self) -> dict[str, Tensor]:
         actor, critic, target = self.agent.actor, self.agent.critic, self.agent.critic_target

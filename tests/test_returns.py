@@ -1,0 +1,140 @@
+"""Returns-to-go and the way from a dataset to episodes, by hand and against the authors' code."""
+
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import parity
+import pytest
+import torch
+from scripts import FIXTURES, SCRIPTS, load_script
+
+CASES = [
+    pytest.param(path, case, id=f"{path.stem}-{case}")
+    for path in FIXTURES
+    if "calc" in parity.read(path)[0]
+    for case in parity.return_cases(parity.read(path)[1])
+]
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return load_script(request.param)
+
+
+@pytest.mark.parametrize("path, case", CASES)
+def test_episodes_and_returns_are_those_of_the_authors(script, path, case):
+    """calc: one episode; stream: a dataset; online: episodes played in an environment."""
+    try:
+        worst = parity.check_returns(script, *parity.read(path), case)
+    except parity.NotOffered as reason:
+        pytest.skip(str(reason))
+    assert worst.excess <= 1, worst
+
+
+# --- By hand, with gamma 0.9 ----------------------------------------------------------------------
+
+NO, YES = False, True
+SPARSE = dict(failure_reward=-1.0)
+BY_HAND = {
+    "discounted": ([1, 2, 4], [NO, NO, NO], {}, [1 + 0.9 * (2 + 0.9 * 4), 2 + 0.9 * 4, 4]),
+    "failure goes on for ever": ([-1, -1], [NO, NO], SPARSE, [-10, -10]),
+    "even where it is an end": ([-1, -1], [NO, YES], SPARSE, [-10, -10]),
+    "success at the end": ([-1, -1, 0], [NO, NO, YES], SPARSE, [-1.9, -1, 0]),
+    # The rule is for whole episodes: what follows a success is an ordinary sum.
+    "truncated with a success": ([0, -1, -1], [NO, NO, NO], SPARSE, [-1.71, -1.9, -1]),
+    "another constant is no failure": ([-2, -2], [NO, NO], SPARSE, [-3.8, -2]),
+    "without a failure reward": ([-1, -1], [NO, NO], {}, [-1.9, -1]),
+    "several terminals": ([1, 1, 1, 1], [NO, YES, NO, YES], {}, [1.9, 1, 1.9, 1]),
+    "infinite horizon": ([0, 0, 2], [NO, NO, NO], dict(infinite_horizon=True), [16.2, 18, 20]),
+    "which an end ends": ([0, 0, 2], [NO, NO, YES], dict(infinite_horizon=True), [1.62, 1.8, 2]),
+    "a single step": ([3], [NO], {}, [3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rewards, terminations, settings, wanted", BY_HAND.values(), ids=BY_HAND)
+def test_returns_by_hand(script, rewards, terminations, settings, wanted):
+    args = script.Args(gamma=0.9, **settings)
+    found = script.returns_to_go(args, np.float32(rewards), np.array(terminations))
+    np.testing.assert_allclose(found, wanted)
+
+
+@pytest.mark.parametrize("scale, bias", [(10.0, -5.0), (0.1, 0.3), (1 / 3, 0.7), (-2.0, 0.0)])
+def test_failure_is_recognised_in_scaled_rewards(script, scale, bias):
+    """failure_reward is unscaled; rounding must not hide that all rewards equal it."""
+    args = script.Args(gamma=0.9, failure_reward=0.3, reward_scale=scale, reward_bias=bias)
+    nothing = np.zeros((2, 1), np.float32)
+    for dtype in (np.float32, np.float64):
+        raw = np.full(2, 0.3, dtype)
+        rows = script.pack(args, nothing, nothing, raw, nothing, np.array([NO, NO]))
+        np.testing.assert_allclose(rows[:, 2], 0.3 * scale + bias, rtol=1e-6)
+        np.testing.assert_allclose(rows[:, 5], 10 * (0.3 * scale + bias), rtol=1e-6)
+
+
+# --- From a dataset's flat rows to episodes -------------------------------------------------------
+
+
+def load(script, data, low=-1.0, high=1.0, **settings):
+    """The batch of all rows that the script makes of a dataset; row k has the observation k."""
+    n = len(data["rewards"])
+    data = {"observations": np.arange(n, dtype=np.float32)[:, None]} | data
+    data = {"actions": np.zeros((n, 1), np.float32)} | data
+    env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
+    env.unwrapped = SimpleNamespace(action_space=gym.spaces.Box(low, high, (1,)))
+    rows = script.load_episodes(script.Args(gamma=0.9, **settings), data, env)
+    return script.Batch(*rows.split(1, 1))
+
+
+def flags(n: int, *at: int) -> np.ndarray:
+    return np.isin(np.arange(n), at)
+
+
+def test_three_episodes(script):
+    """The first ends at the goal, the second at a time limit, the third is not over."""
+    data = dict(rewards=np.float32([0, 1, 0, 0, 9, 5, 5]), terminals=flags(7, 1))
+    batch = load(script, data | dict(timeouts=flags(7, 4)), failure_reward=0.0)
+    assert batch.obs[:, 0].tolist() == [0, 1, 2, 3]
+    assert batch.rewards[:, 0].tolist() == [0, 1, 0, 0]
+    assert batch.terminations[:, 0].tolist() == [0, 1, 0, 0]
+    # Row 3 is followed by row 4, the step of the time limit, of which only the state is used: its
+    # reward of 9 is neither in a return nor keeps the episode from being one of failure.
+    assert batch.next_obs[:, 0].tolist()[2:] == [3, 4]
+    np.testing.assert_allclose(batch.mc_returns[:, 0], [0.9, 1, 0, 0])
+
+
+def test_next_observations_are_taken_where_the_data_have_them(script):
+    following = np.float32([[10], [20], [30]])
+    data = dict(rewards=np.zeros(3, np.float32), terminals=flags(3, 1), next_observations=following)
+    assert load(script, data).next_obs[:, 0].tolist() == [10, 20]
+
+
+@pytest.mark.parametrize("end", ["terminals", "timeouts"])
+def test_an_episode_may_end_with_the_file(script, end):
+    """The last row is left out, as in the authors' code, the rest of its episode is not."""
+    data = dict(rewards=np.float32([1, 1, 2, 2, 2]), terminals=flags(5, 1))
+    data["timeouts"] = flags(5)
+    data[end] = data[end] | flags(5, 4)
+    assert load(script, data).obs[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_an_episode_of_a_single_step(script):
+    """A terminal makes a transition, a timeout alone leaves nothing of its episode."""
+    data = dict(rewards=np.float32([1, 2, 3, 4, 5]), terminals=flags(5, 0, 2))
+    batch = load(script, data | dict(timeouts=flags(5, 1)))
+    assert batch.obs[:, 0].tolist() == [0, 2]
+    np.testing.assert_allclose(batch.mc_returns[:, 0], [1, 3])
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.float32, np.int64])
+def test_flags_may_be_of_any_type(script, kind):
+    data = dict(rewards=np.float32([0, 1, 0, 0, 0]), terminals=flags(5, 1).astype(kind))
+    batch = load(script, data | dict(timeouts=flags(5, 3).astype(kind)))
+    assert batch.terminations[:, 0].tolist() == [0, 1, 0]
+
+
+def test_actions_move_from_the_box_of_the_environment_and_off_its_edge(script):
+    data = dict(rewards=np.zeros(5, np.float32), terminals=flags(5, 3))
+    data["actions"] = np.float32([[0], [1], [2], [4], [0]])
+    batch = load(script, data, low=0.0, high=4.0)
+    edge = 0.99999  # as in the authors' code: where tanh is 1 its inverse is not finite
+    torch.testing.assert_close(batch.actions[:, 0], torch.tensor([-edge, -0.5, 0.0, edge]))
