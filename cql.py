@@ -28,7 +28,6 @@ import io
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -61,7 +60,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: int = 1  # CPU threads of torch; more only help wide networks
     run_dir: str = ""  # empty: runs/<script>-<dataset>-s<seed>
-    resume: str = ""  # folder of a run to continue with its own settings; only --device beside it
+    resume: str | None = None  # folder of a run to continue; only --device may stand beside it
     track: bool = False  # send the logs to Weights & Biases too, where wandb is installed
 
     gamma: float = 0.99  # discount per environment step
@@ -87,8 +86,7 @@ class Args:
     lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
 
 
-# Chosen by the first word of the dataset's name and printed when a run starts; a dataset of another
-# name gets the defaults above. The paper's domains have the authors' settings.
+# Chosen by the first word of the dataset's name; any other name gets the defaults above.
 ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
     reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0, cql_weight=1.0,
     actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip
@@ -179,7 +177,6 @@ class Agent(nn.Module):
             states = torch.stack([obs, next_obs], 1)[:, :, None]
             mean, log_std = self.actor(states)  # (B, 2, 1, act)
             policy_actions, policy_log_prob = squash(mean, log_std, noise["policy"])
-
             # y = r + gamma (1 - d) max_a' min_i Q'_i(s', a'), first the min, then the max.
             next_actions, _ = squash(mean[:, 1], log_std[:, 1], noise["target"])
             next_q = self.critic_target(next_obs, next_actions).amin(0).amax(-1, keepdim=True)
@@ -250,13 +247,12 @@ class Agent(nn.Module):
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """All that an update draws; the losses take it from outside, so that a test can fix it."""
         n, options = self.args.n_actions, dict(generator=generator, device=self.device)
-        n_target = n if self.args.max_target_backup else 1
-        act = self.action_dim
+        n_target, size = n if self.args.max_target_backup else 1, self.action_dim
         return {
-            "actor": torch.randn(batch_size, 1, act, **options),  # the action that trains pi
-            "target": torch.randn(batch_size, n_target, act, **options),  # pi(.|s') in y
-            "policy": torch.randn(batch_size, 2, n, act, **options),  # pi(.|s), pi(.|s') in penalty
-            "random": 2 * torch.rand(batch_size, n, act, **options) - 1,  # uniform actions there
+            "actor": torch.randn(batch_size, 1, size, **options),  # the action that trains pi
+            "target": torch.randn(batch_size, n_target, size, **options),  # pi(.|s') in y
+            "policy": torch.randn(batch_size, 2, n, size, **options),  # pi(.|s), pi(.|s') in L(Q)
+            "random": 2 * torch.rand(batch_size, n, size, **options) - 1,  # uniform ones in L(Q)
         }
 
     @torch.no_grad()
@@ -270,7 +266,6 @@ class Agent(nn.Module):
 
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
-
 HERE, SCRIPT, LOG_EVERY = Path(__file__).resolve().parent, Path(__file__).name, 100  # in steps
 
 
@@ -344,14 +339,16 @@ def read_dataset(path: str) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with h5py.File(path) as file:
             keys = [key for i, key in enumerate(axes) if i < 4 or key in file]
-            data, attributes = {key: file[key][()] for key in keys}, dict(file.attrs)
-    except (OSError, KeyError, TypeError) as error:
-        require(False, f"--dataset {path}: {error}; see 'Your own data' in the README")
+            data, attributes = {key: np.asarray(file[key]) for key in keys}, dict(file.attrs)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        require(False, f"--dataset {path}: {problem}; see 'Your own data' in the README")
     for key, array in data.items():
-        if axes[key] == 1 and array.shape[1:] == (1,):
-            data[key] = array = array[:, 0]
-        good = array.ndim == axes[key] and 0 < len(array) == len(data["observations"])
-        good = good and array.dtype.kind in "fiub" and np.isfinite(array).all()
+        array = array[:, 0] if axes[key] == 1 and array.shape[1:] == (1,) else array
+        data[key], first = array, data["observations"]
+        good = array.ndim == axes[key] and 0 < len(array) == len(first) and array.size
+        good = good and (key != "next_observations" or array.shape == first.shape)
+        good = good and array.dtype.kind in "fiub" and np.abs(array).max() < 3e38
         wanted = f"finite numbers on {axes[key]} axes, as many rows as observations, not 0"
         require(good, f"--dataset {path}: {key} ({array.dtype}, {array.shape}) must be {wanted}")
     return data, attributes
@@ -386,10 +383,11 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     env_id = args.env_id or attributes.get("env_id")
     require(env_id, f"--env-id: {args.dataset} names no environment; give an id or module:id")
     try:
-        kwargs = {} if args.env_id else json.loads(attributes.get("env_kwargs", "{}"))
-        env = gym.wrappers.FlattenObservation(gym.make(env_id, **kwargs))
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        require(False, f"--env-id {env_id}: gymnasium cannot make it: {error}")
+        kwargs = attributes.get("env_kwargs", "{}") if env_id == attributes.get("env_id") else "{}"
+        env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
+        env.reset(seed=0)
+    except Exception as error:  # whatever a module or an environment of the user's may raise
+        require(False, f"--env-id {env_id}: cannot be made: {type(error).__name__}: {error}")
     box = env.action_space
     good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
     require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
@@ -438,7 +436,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    if args.resume:
+    if args.resume is not None:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
@@ -451,13 +449,17 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     else:
         row = next((row for row in SETTINGS if row == Path(args.dataset).stem.split("-")[0]), "own")
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
-        args.dataset = str(Path(args.dataset).resolve())
+        args.dataset, name = str(Path(args.dataset).resolve()), Path(args.dataset).stem
+        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{name}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     least = dict(seed=0, offline_steps=0, online_steps=0, eval_every_offline=1, eval_every_online=1)
     least |= dict(eval_episodes=1, threads=1, batch_size=1, buffer_size=1, utd=1, n_actions=1)
+    least |= dict(actor_lr=0, critic_lr=0, cql_weight=0)
     good = {name: getattr(args, name, bound) >= bound for name, bound in least.items()}
     good |= {"gamma": 0 <= args.gamma < 1, "tau": 0 < args.tau <= 1}
     good["offline_share"] = 0 <= args.offline_share <= 1 or args.offline_share == -1
+    good |= {n: min(v, default=1) > 0 for n, v in vars(args).items() if n.endswith("_hidden")}
+    good |= {n: False for n, v in vars(args).items() if isinstance(v, float) and not abs(v) < 1e9}
     good["device"] = args.device != "cuda" or torch.cuda.is_available()
     good["track"] = not args.track or any(distributions(name="wandb"))
     bad = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in good if not good[name]]
@@ -477,21 +479,20 @@ def write(path: Path, content: bytes) -> None:
 
 def open_run(args: Args, record: dict) -> tuple[Path, object]:
     """The run's folder, which gets its args.json, and a lock on it that dies with the process."""
-    name = f"{Path(SCRIPT).stem}-{Path(args.dataset).stem}-s{args.seed}"
-    run_dir = Path(args.resume or args.run_dir or Path("runs", name))
-    advice = f"an unfinished run; continue it with --resume {run_dir}"
-    if (run_dir / "summary.json").exists():
-        advice = "a finished run; choose another folder with --run-dir"
-    require(args.resume or not (run_dir / "args.json").exists(), f"{run_dir} holds {advice}")
+    run_dir = Path(args.resume or args.run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)
     except (OSError, filelock.Timeout) as error:
-        require(False, f"--run-dir {run_dir}: read-only, or another run is at work there ({error})")
+        require(False, f"--run-dir {run_dir}: read-only, or a run is at work there ({error})")
+    begun, finished = ((run_dir / name).exists() for name in ("args.json", "summary.json"))
+    advice = "finished; choose another" if finished else f"unfinished; use --resume {run_dir}"
+    require(args.resume or not begun, f"--run-dir {run_dir}: holds a run, {advice}")
     if not args.resume:
-        git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
-        record["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-        record["hardware"] = [platform.platform(), platform.processor(), os.cpu_count()]
+        git = subprocess.getstatusoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
+        record["commit"] = "unknown" if git[0] else git[1]
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
         record["versions"] = {"python": sys.version} | {d.name: d.version for d in distributions()}
         write(run_dir / "args.json", json.dumps(record, indent=2).encode())
     return run_dir, lock
@@ -517,8 +518,11 @@ def main() -> None:
     # x, offline gradient steps plus online environment steps trained on, is the axis of all logs.
     done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[])
     checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    if args.resume and checkpoint.exists():
+        try:
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+        except Exception as error:
+            require(False, f"--resume {run_dir}: its checkpoint is damaged ({error}); start anew")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         vars(done).update(state["done"])
@@ -528,9 +532,8 @@ def main() -> None:
     writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
     print(f"{SCRIPT}: row '{record['row']}', {len(dataset)} transitions, {device}, {run_dir}")
 
-    total, first = args.offline_steps + args.online_steps, done.x
-    began = saved = time.time()
-    generator, metrics = torch.Generator(device), {}
+    total, first, began = args.offline_steps + args.online_steps, done.x, time.time()
+    saved, generator, metrics = began, torch.Generator(device), {}
     while True:
         x, fine_tuning = done.x, done.x >= args.offline_steps
         due = args.offline_steps + done.env_steps - x  # steps to train before the next episode
@@ -549,13 +552,11 @@ def main() -> None:
         for key, value in scalars.items():
             writer.add_scalar(key, value, x)
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
-            rate = (x - first) / (time.time() - began)
-            left = max(total - x, 0) / rate / 60 if rate else math.nan
-            line = "score {score:.2f}  success {success:.2f}  Q(s0) {q_s0:6.1f}"
-            line += ", obtained {discounted_return:6.1f}"
-            phase = "online" if done.env_steps else "offline"
-            line = f"{phase:7} {x:>7}/{total}  {line.format(**done.evals[-1][1])}"
-            line += f"  {rate * args.utd:4.0f} updates/s  {left:5.1f} min left"
+            last, rate = done.evals[-1][1], (x - first) / (time.time() - began)
+            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score "
+            line += f"{last['score']:.2f}  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
+            line += f" against {last['discounted_return']:6.1f}  {rate * args.utd:4.0f} updates/s"
+            line += f"  {max(total - x, 0) / (rate or math.nan) / 60:5.1f} min left"
             print(line, end="\n" if look else "\r", flush=True)
         if look or time.time() - saved > 60:
             writer.flush()

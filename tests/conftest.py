@@ -84,16 +84,27 @@ def run_here(monkeypatch, tmp_path):
     return run
 
 
-def read_events(run_dir: Path, every: bool = False) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each key in the order of the log, as TensorBoard shows them; every: also
-    those that a resumed run has declared void."""
-    log = EventAccumulator(str(run_dir), {"scalars": 0}, purge_orphaned_data=not every)
+def read_events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each key in the order of the log, as TensorBoard shows them: without what a
+    resumed run has declared void."""
+    log = EventAccumulator(str(run_dir), {"scalars": 0})
     log.Reload()
     return {key: [(e.step, e.value) for e in log.Scalars(key)] for key in log.Tags()["scalars"]}
 
 
 def read_checkpoint(run_dir: Path) -> dict:
     return torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+
+
+def same_bits(a, b) -> bool:
+    """Equality of nested states, tensors bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+    return a == b or (a != a and b != b)
 
 
 def online_rows(module: ModuleType, run_dir: Path, obs_dim: int = 2, action_dim: int = 1):

@@ -1,0 +1,462 @@
+"""Whatever is wrong with the input: one clear line (or tyro's box) that names it, exit status 2,
+no traceback, and nothing written. And what is unusual but right is taken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+
+import gymnasium as gym
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import online_rows, quick, run_script, words
+from scripts import ROOT, SCRIPTS, load_script
+from toy import play, save
+
+# All scripts have the same Part II (test_scripts.py sees to it): one stands for all where the code
+# under test lies there and an input is not about what a script has of its own.
+ONE = SCRIPTS[0]
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path, capsys):
+    """Starts a script in tmp_path, which has to refuse its input and say `named`."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(line: list[str], named: str, script: str = ONE) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        capsys.readouterr()  # forget what the making of the input has printed
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *line])
+        with pytest.raises(SystemExit) as stop:  # anything else would be a traceback
+            load_script(script).main()
+        message = "".join(capsys.readouterr())
+        assert stop.value.code == 2
+        assert named in message
+        if "full helptext" not in message:  # else it is tyro's box
+            assert message.splitlines()[-1].startswith(f"{script}.py: "), "more than one line"
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        return message
+
+    return check
+
+
+# --- The dataset ----------------------------------------------------------------------------------
+
+
+def test_no_such_file(refused, script):
+    refused(quick(script, dataset="nowhere.hdf5"), "nowhere.hdf5", script)
+
+
+def test_a_folder_as_dataset(refused, tmp_path):
+    refused(quick(ONE, dataset=tmp_path), f"--dataset {tmp_path}")
+
+
+def test_not_hdf5(refused, tmp_path):
+    (tmp_path / "text.hdf5").write_text("not HDF5")
+    refused(quick(ONE, dataset="text.hdf5"), "text.hdf5")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_truncated_hdf5(refused, tmp_path, toy_file, share):
+    content = toy_file.read_bytes()
+    (tmp_path / "cut.hdf5").write_bytes(content[: int(share * len(content))])
+    refused(quick(ONE, dataset="cut.hdf5"), "cut.hdf5")
+
+
+def test_damaged_hdf5(refused, tmp_path, toy_data):
+    """The structure is whole, the compressed content is not."""
+    with h5py.File(tmp_path / "damaged.hdf5", "w") as file:
+        for key, array in toy_data.items():
+            file.create_dataset(key, data=array, compression="gzip")
+        chunk = file["observations"].id.get_chunk_info(0)
+    with open(tmp_path / "damaged.hdf5", "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes(chunk.size))
+    refused(quick(ONE, dataset="damaged.hdf5"), "damaged.hdf5")
+
+
+BAD_ARRAYS = {
+    "missing": lambda array: None,
+    "shorter": lambda array: array[:-1],
+    "empty": lambda array: array[:0],
+    "NaN": lambda array: np.where(np.arange(array.size).reshape(array.shape) == 7, np.nan, array),
+    "inf": lambda array: np.where(np.arange(array.size).reshape(array.shape) == 7, np.inf, array),
+    "strings": lambda array: array.astype("S8"),
+    "variable strings": lambda array: array.astype("S8").astype(object),
+    "complex": lambda array: array.astype(np.complex64),
+    "compound": lambda array: np.zeros(array.shape, [("a", "f4"), ("b", "f4")]),
+    "scalar": lambda array: np.float32(0),
+    "scalar string": lambda array: "text",
+    "without content": lambda array: h5py.Empty("f4"),
+    "one axis more": lambda array: array[..., None, None],
+    "flattened": lambda array: array.reshape(-1) if array.ndim > 1 else array[None],
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ARRAYS)
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminals"])
+def test_bad_array(refused, tmp_path, toy_data, key, fault):
+    array = BAD_ARRAYS[fault](toy_data[key])
+    data = toy_data | {key: array}
+    if array is None:
+        del data[key]
+    save(tmp_path / "bad.hdf5", data)
+    message = refused(quick(ONE, dataset="bad.hdf5"), "bad.hdf5")
+    assert key in message
+
+
+@pytest.mark.parametrize("fault", ["shorter", "NaN", "strings", "one axis more"])
+@pytest.mark.parametrize("key", ["timeouts", "next_observations"])
+def test_bad_optional_array(refused, tmp_path, toy_data, key, fault):
+    save(tmp_path / "bad.hdf5", toy_data | {key: BAD_ARRAYS[fault](toy_data[key])})
+    message = refused(quick(ONE, dataset="bad.hdf5"), "bad.hdf5")
+    assert key in message
+
+
+@pytest.mark.parametrize("key", ["observations", "rewards", "next_observations"])
+def test_inf_after_conversion_to_float32(refused, tmp_path, toy_data, key):
+    save(tmp_path / "bad.hdf5", toy_data | {key: toy_data[key].astype(np.float64) - 1e300})
+    message = refused(quick(ONE, dataset="bad.hdf5"), "bad.hdf5")
+    assert key in message
+
+
+def test_all_arrays_empty(refused, tmp_path, toy_data):
+    save(tmp_path / "bad.hdf5", {key: array[:0] for key, array in toy_data.items()})
+    refused(quick(ONE, dataset="bad.hdf5"), "bad.hdf5")
+
+
+def test_group_instead_of_array(refused, tmp_path, toy_data):
+    path = save(tmp_path / "bad.hdf5", toy_data)
+    with h5py.File(path, "r+") as file:
+        del file["rewards"]
+        file["rewards/inner"] = toy_data["rewards"]
+    refused(quick(ONE, dataset=path), "bad.hdf5")
+
+
+def test_no_episode_end(refused, tmp_path, toy_data):
+    zeros = np.zeros_like(toy_data["terminals"])
+    save(tmp_path / "endless.hdf5", toy_data | {"terminals": zeros, "timeouts": zeros})
+    message = refused(quick(ONE, dataset="endless.hdf5"), "endless.hdf5")
+    assert "terminals" in message and "timeouts" in message, "the remedy"
+
+
+LAYOUTS = {
+    "columns": lambda array: array.reshape(len(array), -1),  # (N, 1) where (N,) is usual
+    "wide floats": lambda array: array.astype(np.float64),
+    "whole numbers": lambda array: array.astype(int) if array.ndim == 1 else array,
+    "truth values": lambda array: array != 0 if set(np.unique(array)) <= {0, 1} else array,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_layouts_mean_the_same(tmp_path, toy_file, toy_data, layout):
+    module = load_script(ONE)
+    args = module.Args(env_id="toy:Toy-v0")
+    data = {key: LAYOUTS[layout](array) for key, array in toy_data.items()}
+    rows = []
+    for path in (toy_file, save(tmp_path / "other.hdf5", data)):
+        stored, attributes = module.read_dataset(str(path))
+        rows.append(module.load_episodes(args, stored, module.make_env(args, attributes)))
+    torch.testing.assert_close(*rows)  # actions are rescaled in the file's precision
+
+
+# --- Dataset and environment ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["observations", "actions", "next_observations"])
+def test_size_does_not_fit_the_environment(refused, tmp_path, toy_data, key):
+    wider = np.concatenate([toy_data[key], toy_data[key][:, :1]], 1)
+    save(tmp_path / "wide.hdf5", toy_data | {key: wider})
+    message = refused(quick(ONE, dataset="wide.hdf5"), "wide.hdf5")
+    assert key in message
+
+
+@pytest.mark.parametrize("beyond", [1.01, -1.01, 40.0])
+def test_action_outside_the_box(refused, tmp_path, toy_data, beyond):
+    data = toy_data | {"actions": toy_data["actions"].copy()}
+    data["actions"][7] = beyond
+    save(tmp_path / "outside.hdf5", data)
+    message = refused(quick(ONE, dataset="outside.hdf5"), "outside.hdf5")
+    assert "7" in message, "which row"
+
+
+def test_actions_at_the_edge_of_the_box(run_here, tmp_path, toy_data):
+    """An edge that rounding has moved outwards is accepted, and stays within an atanh's reach."""
+    data = toy_data | {"actions": toy_data["actions"].copy()}
+    data["actions"][:3, 0] = 1.0, -1.0, 1.000001
+    path = save(tmp_path / "edge.hdf5", data)
+    module = run_here(ONE, *quick(ONE, dataset=path, run_dir="run"))
+    args = module.Args(env_id="toy:Toy-v0")
+    rows = module.load_episodes(args, data, module.make_env(args, {}))
+    assert rows[:, 2].abs().max() < 1
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 4.0), (-3.0, -1.0)])
+def test_another_box_is_rescaled(run_here, tmp_path, low, high):
+    """In the file the environment's own numbers, in the script [-1, 1], in data and environment."""
+    kwargs = {"low": low, "high": high}
+    data = play(gym.make("toy:Toy-v0", **kwargs))
+    assert data["actions"].min() >= low and data["actions"].max() > high - 0.1
+    attributes = {"env_id": "toy:Toy-v0", "env_kwargs": kwargs}
+    path = save(tmp_path / "box.hdf5", data, **attributes)
+    module = run_here(ONE, *quick(ONE, dataset=path, env_id=None, run_dir="run"))
+
+    stored, attributes = module.read_dataset(str(path))
+    args = module.Args(dataset=str(path))
+    env = module.make_env(args, attributes)
+    obs, actions, _, next_obs, *_ = module.load_episodes(args, stored, env).numpy().T[[0, 2, 3, 4]]
+    # The toy moves by 0.4 times the push in [-1, 1], whatever the box is called.
+    np.testing.assert_allclose(next_obs - obs, 0.4 * actions, atol=1e-4)
+    env.reset(seed=0)
+    np.testing.assert_allclose(env.step(np.array([0.5], np.float32))[0][1], 0.5, atol=1e-6)
+    rows = online_rows(module, tmp_path / "run")
+    np.testing.assert_allclose(rows.next_obs[:, 1:], rows.actions, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["Nowhere-v0", "toy:Nowhere-v0", "no_module:Toy-v0", "toy:Toy-v7", "a:b:c", ":", "a b", "toy"],
+)
+def test_unknown_environment(refused, toy_file, env_id):
+    refused(quick(ONE, dataset=toy_file, env_id=env_id), f"--env-id {env_id}")
+
+
+@pytest.mark.parametrize(
+    "error", ["RuntimeError", "OSError", "KeyError", "AssertionError", "AttributeError"]
+)
+def test_constructor_raises(refused, tmp_path, toy_data, error):
+    save(tmp_path / "t.hdf5", toy_data, env_id="toy:Toy-v0", env_kwargs={"error": error})
+    refused(quick(ONE, dataset="t.hdf5", env_id=None), "toy:Toy-v0")
+
+
+def test_module_raises(refused, tmp_path, toy_file, monkeypatch):
+    (tmp_path / "broken.py").write_text("import gymnasium\n1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    refused(quick(ONE, dataset=toy_file, env_id="broken:Toy-v0"), "broken:Toy-v0")
+
+
+@pytest.mark.parametrize("actions", ["discrete", "unbounded"])
+def test_actions_are_no_bounded_box(refused, tmp_path, toy_data, actions):
+    save(tmp_path / "t.hdf5", toy_data, env_id="toy:Toy-v0", env_kwargs={"actions": actions})
+    refused(quick(ONE, dataset="t.hdf5", env_id=None), "toy:Toy-v0")
+
+
+def test_no_environment_named(refused, toy_file):
+    refused(quick(ONE, dataset=toy_file, env_id=None), "--env-id")
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"env_kwargs": "no JSON"}, {"env_kwargs": "[1]"}, {"env_kwargs": '{"no": 1}'}]
+)
+def test_bad_attributes(refused, tmp_path, toy_data, attributes):
+    save(tmp_path / "t.hdf5", toy_data, **{"env_id": "toy:Toy-v0"} | attributes)
+    refused(quick(ONE, dataset="t.hdf5", env_id=None), "toy:Toy-v0")
+
+
+# --- Flags ----------------------------------------------------------------------------------------
+
+
+OUT_OF_RANGE = {
+    "seed": [-1],
+    "offline_steps": [-1],
+    "online_steps": [-1],
+    "eval_every_offline": [0, -5],
+    "eval_every_online": [0, -5],
+    "eval_episodes": [0],
+    "threads": [0],
+    "gamma": [-0.1, 1.0, 1.5, "nan"],
+    "reward_scale": ["nan", "inf"],
+    "reward_bias": ["nan", "inf"],
+    "failure_reward": ["nan"],
+    "batch_size": [0, -1],
+    "offline_share": [-0.5, 1.1, -2, "nan"],
+    "buffer_size": [0],
+    "utd": [0],
+    "tau": [0.0, 1.5, -0.1, "nan"],
+    "n_actions": [0],
+    "actor_lr": [-1e-3, "nan", "inf"],
+    "critic_lr": [-1e-3, "nan", "inf"],
+    "actor_hidden": [(0,), (-8, 8)],
+    "critic_hidden": [(0,), (8, -8)],
+    "cql_weight": ["nan", "inf"],
+    "lagrange_gap": ["nan", "inf"],
+}
+
+
+@pytest.mark.parametrize(
+    "name, value", [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]]
+)
+def test_value_out_of_range(refused, toy_file, name, value):
+    """By every script that has the flag."""
+    for script in SCRIPTS:
+        if name in {field.name for field in fields(load_script(script).Args)}:
+            line = quick(script, dataset=toy_file) + words(**{name: value})
+            refused(line, f"--{name.replace('_', '-')}", script)
+
+
+def test_no_steps_at_all(refused, toy_file):
+    refused(quick(ONE, dataset=toy_file, offline_steps=0, online_steps=0), "--offline-steps")
+
+
+@pytest.mark.parametrize("line", [["--nonsense"], ["--seed", "x"], ["--seed", "1e3"], ["word"]])
+def test_what_tyro_refuses(refused, line):
+    refused(line, line[-1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_cuda_without_cuda(refused, toy_file):
+    refused(quick(ONE, dataset=toy_file, device="cuda"), "--device cuda")
+
+
+def test_track_without_wandb(refused, toy_file):
+    if any(load_script(ONE).distributions(name="wandb")):
+        pytest.skip("wandb is installed")
+    refused([*quick(ONE, dataset=toy_file), "--track"], "--track")
+
+
+def test_help_names_every_flag(script, tmp_path):
+    """As a user asks for it: a process of its own, the text on stdout, status 0."""
+    shown = run_script(ROOT / f"{script}.py", "--help", cwd=tmp_path)
+    assert shown.status == 0 and shown.stderr == ""
+    for field in fields(load_script(script).Args):
+        assert f"--{field.name.replace('_', '-')}" in shown.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_refusal_as_a_user_sees_it(script, tmp_path):
+    """The same in a process of its own: nothing but one line, and status 2 for the shell."""
+    shown = run_script(ROOT / f"{script}.py", "--dataset", "nowhere.hdf5", cwd=tmp_path)
+    assert shown.status == 2 and shown.stdout == ""
+    assert "nowhere.hdf5" in shown.stderr and len(shown.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+# --- The folder of a run --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_run(run_here, tmp_path, toy_data, refused):
+    """A finished run in tmp_path / "run", made from tmp_path / "toy.hdf5"."""
+    save(tmp_path / "toy.hdf5", toy_data)
+    run_here(ONE, *quick(ONE, dataset="toy.hdf5", run_dir="run"))
+    return tmp_path / "run"
+
+
+def unfinish(run_dir):
+    """What a kill would have left: no summary, and no lock (this process still holds it)."""
+    (run_dir / "summary.json").unlink()
+
+
+def test_folder_with_a_finished_run(refused, old_run):
+    message = refused(quick(ONE, dataset="toy.hdf5", run_dir="run"), "run")
+    assert "finished" in message and "unfinished" not in message and "--run-dir" in message
+
+
+def test_folder_with_an_unfinished_run(refused, old_run):
+    unfinish(old_run)
+    message = refused(quick(ONE, dataset="toy.hdf5", run_dir="run"), "unfinished")
+    assert "--resume run" in message, "how to continue it"
+
+
+def test_default_folder_is_protected_too(run_here, refused, toy_file):
+    line = quick(ONE, dataset=toy_file)
+    run_here(ONE, *line)
+    refused(line, os.path.join("runs", f"{ONE}-{toy_file.stem}-s0"))
+
+
+@pytest.mark.parametrize("run_dir", ["file", "file/run"])
+def test_folder_that_cannot_be(refused, tmp_path, toy_file, run_dir):
+    """Under a file even root cannot make a folder."""
+    (tmp_path / "file").write_text("")
+    refused(quick(ONE, dataset=toy_file, run_dir=run_dir), f"--run-dir {run_dir}")
+
+
+@pytest.mark.parametrize("folder", ["nowhere", ".", "toy.hdf5"])
+def test_resume_of_no_run(refused, old_run, folder):
+    refused(["--resume", folder], f"--resume {folder}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"script": "', "[]", "{}", "null", '"text"', f'{{"script": "{ONE}.py"}}', "\xff\xfe"],
+)
+def test_resume_with_damaged_settings(refused, old_run, content):
+    unfinish(old_run)
+    (old_run / "args.json").write_bytes(content.encode("latin-1"))
+    refused(["--resume", "run"], "--resume run")
+
+
+def test_resume_with_an_unknown_setting(refused, old_run):
+    unfinish(old_run)
+    record = json.loads((old_run / "args.json").read_text())
+    record["settings"]["no_such"] = 1
+    (old_run / "args.json").write_text(json.dumps(record))
+    refused(["--resume", "run"], "run")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_resume_with_damaged_checkpoint(refused, old_run, share):
+    unfinish(old_run)
+    content = (old_run / "checkpoint.pt").read_bytes()
+    (old_run / "checkpoint.pt").write_bytes(content[: int(share * len(content))])
+    refused(["--resume", "run"], "run")
+
+
+def test_resume_of_another_script(refused, old_run):
+    for script in SCRIPTS:
+        if script != ONE:
+            message = refused(["--resume", "run"], "--resume run", script)
+            assert "script" in message
+
+
+def test_resume_with_another_dataset(refused, old_run, toy_data):
+    save(old_run.parent / "toy.hdf5", toy_data | {"rewards": toy_data["rewards"] * 2})
+    refused(["--resume", "run"], "toy.hdf5")
+
+
+def test_resume_without_the_dataset(refused, old_run):
+    (old_run.parent / "toy.hdf5").unlink()
+    refused(["--resume", "run"], "toy.hdf5")
+
+
+@pytest.mark.parametrize(
+    "extra", [["--seed", "1"], ["--offline-steps=7"], ["--online_steps", "7"], ["--track"]]
+)
+def test_resume_beside_other_flags(refused, old_run, extra):
+    refused(["--resume", "run", *extra], extra[0].split("=")[0])
+    refused([*extra, "--resume=run"], extra[0].split("=")[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_resume_on_a_device_that_is_not_there(refused, old_run):
+    refused(["--resume", "run", "--device", "cuda"], "--device cuda")
+
+
+def test_two_runs_in_one_folder(tmp_path, toy_file, refused):
+    """While one is at work, a second one, new or resumed, is refused."""
+    line = quick(ONE, dataset=toy_file, run_dir="run", offline_steps=10**7)
+    first = subprocess.Popen(
+        [sys.executable, str(ROOT / f"{ONE}.py"), *line],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for row in first.stdout:  # the second row comes from the loop
+            if "score" in row:
+                break
+        for second in (quick(ONE, dataset=toy_file, run_dir="run"), ["--resume", "run"]):
+            shown = run_script(ROOT / f"{ONE}.py", *second, cwd=tmp_path, timeout=30)
+            assert shown.status == 2 and "Traceback" not in shown.stderr
+            assert "run" in shown.stderr.splitlines()[-1]
+        assert first.poll() is None, "the first one does not suffer"
+        assert len(list((tmp_path / "run").glob("events*"))) == 1, "nothing else was logged"
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()

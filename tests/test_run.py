@@ -1,0 +1,308 @@
+"""Whole runs: as a user starts them, and in this process with a look at what came of it."""
+
+import json
+import shutil
+from dataclasses import asdict, fields
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, online_rows, quick, read_checkpoint, read_events, run_script, same_bits
+from scripts import CQL_FAMILY, ROOT, SCRIPTS, load_script
+from toy import LIMIT, Toy, play, save
+
+EVAL_KEYS = {"score", "success", "return", "discounted_return", "q_s0", "dip", "regret"}
+CALIBRATION_KEYS = {"calibration/rate", "calibration/gap", "q/data", "q/policy", "q/random"}
+
+
+# --- As a user starts them ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def default_run(request, tmp_path_factory):
+    """The default task, cut to some hundred steps, started from another folder."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    line = ["--offline-steps", "300", "--online-steps", "200", "--eval-episodes", "2"]
+    done = run_script(ROOT / f"{request.param}.py", *line, cwd=folder)
+    assert done.status == 0, done.stderr
+    done.script = request.param
+    (done.run_dir,) = (folder / "runs").iterdir()
+    return done
+
+
+def test_default_task_says_what_it_does(default_run):
+    settings, *progress = default_run.stdout.splitlines()
+    dataset = load_script(default_run.script).Args().dataset
+    row = dataset.rsplit("/", 1)[-1].split("-")[0].split(".")[0]
+    assert f"'{row}'" in settings, "which row of the settings it took"
+    assert "\r" not in default_run.stdout, "the output is a file here"
+    lines = [line for line in progress if "updates/s" in line]
+    assert any(line.startswith("offline") for line in lines)
+    assert any(line.startswith("online") for line in lines)
+    for line in lines:
+        assert "300" not in line.split("/")[0] or "score" in line and "min left" in line
+        assert len(line) <= 130, "fits a window"
+    assert "before" in default_run.stdout and "after" in default_run.stdout, "the summary"
+
+
+def test_default_task_is_quiet(default_run):
+    """Warnings that a user can do nothing about would hide those that matter."""
+    assert default_run.stderr == ""
+
+
+def test_folder_of_a_run(default_run):
+    names = {path.name for path in default_run.run_dir.iterdir()}
+    assert default_run.run_dir.name.startswith(f"{default_run.script}-")
+    assert default_run.run_dir.name.endswith("-s0")
+    assert {"args.json", "checkpoint.pt", "summary.json"} <= names
+    assert len([name for name in names if name.startswith("events")]) == 1
+    assert {"curves.png", "curves.csv"} <= names, "benchmarks/plot.py lies beside the script"
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_args_json_tells_all(default_run):
+    record = json.loads((default_run.run_dir / "args.json").read_text())
+    module = load_script(default_run.script)
+    assert record["script"] == f"{default_run.script}.py"
+    assert record["row"] in default_run.stdout.splitlines()[0]
+    assert record["settings"].keys() == {field.name for field in fields(module.Args)}
+    assert record["settings"]["offline_steps"] == 300
+    assert {"python", "torch", "numpy", "gymnasium", "mujoco"} <= record["versions"].keys()
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert record["hardware"] and len(record["dataset_sha256"]) == 64
+    if (ROOT / ".git").exists():
+        commit = record["commit"].removesuffix("-dirty")
+        assert len(commit) == 40 and int(commit, 16)
+
+
+def test_log_of_the_default_task(default_run):
+    scalars = read_events(default_run.run_dir)
+    assert {f"eval/{key}" for key in EVAL_KEYS} <= scalars.keys()
+    assert [step for step, _ in scalars["eval/score"]][:2] == [0, 300]
+    assert [step for step, _ in scalars["eval/dip"]] == [scalars["eval/score"][-1][0]]
+    losses = [key for key in scalars if key.startswith("loss/")]
+    assert losses and all(np.isfinite(scalars[key][-1][1]) for key in losses)
+    if default_run.script in CQL_FAMILY:
+        assert CALIBRATION_KEYS <= scalars.keys()
+        assert all(0 <= value <= 1 for _, value in scalars["calibration/rate"])
+        assert [step for step, _ in scalars["q/data"]][:4] == [100, 200, 300, 400]
+
+
+def test_summary_repeats_the_log(default_run):
+    summary = json.loads((default_run.run_dir / "summary.json").read_text())
+    scalars = read_events(default_run.run_dir)
+    for key in ("score", "return", "discounted_return", "q_s0"):
+        before, after = [value for _, value in scalars[f"eval/{key}"]][-2:]
+        assert summary["before"][key] == pytest.approx(before, rel=1e-6)
+        assert summary["after"][key] == pytest.approx(after, rel=1e-6)
+
+
+def test_alone_in_an_empty_folder(script, tmp_path):
+    """Nothing but the script and a dataset; the environment is one of gymnasium's own, with another
+    box and no word about success: the score is the return, normalised by the file's attributes."""
+    low, high = -1600.0, -100.0
+    data = play(gym.make("Pendulum-v1"), episodes=3)
+    save(tmp_path / "swing-up.hdf5", data, ref_min_score=low, ref_max_score=high)
+    shutil.copy(ROOT / f"{script}.py", tmp_path)
+    steps = dict(online_steps=100, eval_every_offline=10**6, eval_episodes=1)
+    line = quick(script, dataset="swing-up.hdf5", **steps, env_id="Pendulum-v1")
+    done = run_script(tmp_path / f"{script}.py", *line, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "'own'" in done.stdout.splitlines()[0], "the documented row of a dataset of one's own"
+    assert "plot.py" in done.stdout.splitlines()[-1], "how to draw the curves"
+
+    run_dir = tmp_path / "runs" / f"{script}-swing-up-s0"
+    assert json.loads((run_dir / "args.json").read_text())["commit"] == ""
+    scalars = read_events(run_dir)
+    for (_, score), (_, total) in zip(scalars["eval/score"], scalars["eval/return"]):
+        assert score == pytest.approx((total - low) / (high - low), rel=1e-4)
+
+
+# --- What a run does ------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bits(run_here, script, toy_file, tmp_path):
+    """The second run begins with another state of torch's generator, which may not matter."""
+    for name, seed in dict(one=3, again=3, other=4).items():
+        torch.manual_seed(len(name))
+        run_here(script, *quick(script, dataset=toy_file, seed=seed, run_dir=name))
+    one, again, other = (read_checkpoint(tmp_path / name) for name in ("one", "again", "other"))
+    assert same_bits(one, again)
+    assert same_bits(read_events(tmp_path / "one"), read_events(tmp_path / "again"))
+    assert not same_bits(one["agent"], other["agent"])
+
+
+def test_seed_reaches_every_part():
+    """Data order, noise and episodes each have a seed of their own, derived from the run's."""
+    module = load_script(SCRIPTS[0])
+    purposes = ("weights", "batch", "noise", "exploration", "episode", "evaluation")
+    seeds = {
+        module.seed_of(module.Args(seed=seed), purpose, k)
+        for seed in range(3)
+        for purpose in purposes
+        for k in range(3)
+    }
+    assert len(seeds) == 3 * len(purposes) * 3
+
+
+def test_evaluation_is_right(run_here, script, toy_file, tmp_path):
+    """The last one, played again by hand with the weights of the checkpoint."""
+    scaling = dict(reward_scale=2.0, reward_bias=0.5, gamma=0.9)
+    line = quick(script, dataset=toy_file, run_dir="run", **scaling)
+    module = run_here(script, *line)
+    args, _ = module.parse_args(line)
+    agent = module.Agent(args, 2, 1, "cpu")
+    agent.load_state_dict(read_checkpoint(tmp_path / "run")["agent"])
+    env, results = gym.make("toy:Toy-v0"), []
+    for k in range(args.eval_episodes):
+        obs, _ = env.reset(seed=module.seed_of(args, "evaluation", k))
+        start, rewards, over = torch.tensor(obs)[None], [], False
+        while not over:
+            action = agent.act(torch.tensor(obs)).numpy()
+            obs, reward, terminated, truncated, info = env.step(action)
+            rewards.append(reward)
+            over = terminated or truncated
+        q_s0 = agent.critic(start, agent.act(start)[:, None]).min().item()
+        discounted = sum((2 * r + 0.5) * 0.9**t for t, r in enumerate(rewards))
+        results.append([info["success"], info["success"], sum(rewards), discounted, q_s0])
+    scalars = read_events(tmp_path / "run")
+    logged = [scalars[f"eval/{key}"][-1][1] for key in ("score", "success", "return")]
+    logged += [scalars[f"eval/{key}"][-1][1] for key in ("discounted_return", "q_s0")]
+    np.testing.assert_allclose(logged, np.mean(results, 0), rtol=1e-5)
+
+
+def test_dip_and_regret(run_here, script, toy_file, tmp_path, monkeypatch):
+    """From a course of scores that is given here. The dip is measured from the last evaluation
+    before fine-tuning, the regret is the mean over the evaluations since, without that one."""
+    scores = iter([0.1, 0.3, 0.9, 0.8, 0.7, 0.2, 0.5, 1.0])  # the first four offline
+    wanted_dip = [0.7 - 0.8, 0.2 - 0.8, 0.2 - 0.8, 0.2 - 0.8]
+    wanted_regret = [0.3, (0.3 + 0.8) / 2, (0.3 + 0.8 + 0.5) / 3, (0.3 + 0.8 + 0.5 + 0) / 4]
+    module = load_script(script)
+    real = module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda *a: real(*a) | {"score": next(scores)})
+    line = quick(script, dataset=toy_file, run_dir="run", eval_every_online=15)
+    run_here(script, *line)
+    scalars = read_events(tmp_path / "run")
+    assert [step for step, _ in scalars["eval/score"]][:4] == [0, 50, 100, 120]
+    n = len(scalars["eval/dip"])  # evaluations wait for an episode's end: at most 4
+    assert n >= 3
+    np.testing.assert_allclose([value for _, value in scalars["eval/dip"]], wanted_dip[:n])
+    np.testing.assert_allclose([value for _, value in scalars["eval/regret"]], wanted_regret[:n])
+
+
+def episodes_of(rows) -> list[slice]:
+    """The toy's episodes in online rows: each ends at the goal or after LIMIT steps."""
+    ends, start = [], 0
+    for i, position in enumerate(rows.next_obs[:, 0]):
+        if position >= 1 or i - start == LIMIT - 1:
+            ends.append(slice(start, i + 1))
+            start = i + 1
+    assert start == len(rows.obs), "whole episodes only"
+    return ends
+
+
+def test_online_rows(run_here, script, toy_file, tmp_path):
+    """Arrival is a termination, the time limit is none; rewards are scaled; returns are those of
+    the finished episode, in which nothing is added after a cut."""
+    scaling = dict(reward_scale=2.0, reward_bias=0.5, gamma=0.9, online_steps=150)
+    module = run_here(script, *quick(script, dataset=toy_file, run_dir="run", **scaling))
+    rows = online_rows(module, tmp_path / "run")
+    arrived = rows.next_obs[:, :1] >= 1
+    assert torch.equal(rows.terminations, arrived.float())
+    torch.testing.assert_close(rows.rewards, 2 * (arrived.float() - 1) + 0.5)
+    torch.testing.assert_close(rows.next_obs[:, :1], rows.obs[:, :1] + 0.4 * rows.actions)
+    lengths = []
+    for episode in episodes_of(rows):
+        obs, _, rewards, next_obs, terminations, mc_returns = (c[episode] for c in rows)
+        assert torch.equal(obs[1:], next_obs[:-1])
+        wanted = torch.zeros(1)
+        for reward, found in zip(rewards.flip(0), mc_returns.flip(0)):
+            wanted = reward + 0.9 * wanted
+            torch.testing.assert_close(found, wanted)
+        lengths.append((len(obs), bool(terminations[-1])))
+    assert (LIMIT, False) in lengths and any(arrived for _, arrived in lengths), "both kinds"
+    assert 150 <= len(rows.obs) < 150 + LIMIT, "the last episode is finished, then it stops"
+
+
+def test_seeds_of_episodes(run_here, script, toy_file):
+    """Episode k's depends on the run's seed and on k, and on nothing else that happens."""
+
+    def training_seeds(**settings):
+        Toy.reset_seeds.clear()
+        name = "-".join(map(str, settings.values()))
+        run_here(script, *quick(script, dataset=toy_file, run_dir=name, **settings))
+        # Every evaluation uses the same ones again.
+        return [seed for seed in Toy.reset_seeds if Toy.reset_seeds.count(seed) == 1]
+
+    one = training_seeds(seed=0)
+    same = training_seeds(seed=0, eval_every_online=35, eval_episodes=3, offline_steps=80)
+    other = training_seeds(seed=1)
+    n = min(len(one), len(same))
+    assert n > 3 and one[:n] == same[:n] and len(set(one)) == len(one)
+    assert not set(one) & set(other)
+
+
+VARIANTS = {
+    "only online": dict(offline_steps=0),
+    "only offline": dict(online_steps=0),
+    "two updates a step": dict(utd=2),
+    "no offline data online": dict(offline_share=0.0),
+    "only offline data": dict(offline_share=1.0),
+    "one buffer": dict(offline_share=-1),
+    "small ring": dict(buffer_size=25),
+    "one small buffer": dict(offline_share=-1, buffer_size=25),
+    "ring shorter than an episode": dict(buffer_size=3),
+    "no hidden layer is wider than 3": dict(actor_hidden=(3, 2), critic_hidden=(2, 3)),
+    "seldom evaluated": dict(eval_every_offline=10**6, eval_every_online=10**6),
+    "dictionaries as observations": dict(env_id="toy:DictToy-v0"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant(run_here, script, toy_file, tmp_path, monkeypatch, variant):
+    """Each goes through to the end, with utd updates for each step of the environment."""
+    module, updates = load_script(script), []
+    real = module.Agent.update
+    monkeypatch.setattr(module.Agent, "update", lambda *a: updates.append(1) or real(*a))
+    settings = {name: value for name, value in QUICK.items() if name.endswith("steps")}
+    settings |= dict(utd=1) | VARIANTS[variant]
+    run_here(script, *quick(script, dataset=toy_file, run_dir="run", **VARIANTS[variant]))
+
+    checkpoint = read_checkpoint(tmp_path / "run")
+    last = read_events(tmp_path / "run")["eval/score"][-1][0]
+    env_steps = last - settings["offline_steps"]
+    slack = LIMIT if settings["online_steps"] else 1
+    assert 0 <= env_steps - settings["online_steps"] < slack
+    assert len(updates) == settings["offline_steps"] + settings["utd"] * env_steps
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint["agent"].values())
+    assert {"before", "after"} <= json.loads((tmp_path / "run/summary.json").read_text()).keys()
+
+
+# --- The settings table ---------------------------------------------------------------------------
+
+
+def test_every_row_and_its_flags(script):
+    """A row is chosen by the first word of the dataset's name; every flag goes before it."""
+    module = load_script(script)
+    for row, chosen in module.SETTINGS.items():
+        assert chosen.keys() <= {field.name for field in fields(module.Args)}
+        for name in (f"{row}.hdf5", f"/data/{row}-other-v2.hdf5"):
+            args, record = module.parse_args(["--dataset", name, "--gamma", "0.5", "--seed", "7"])
+            assert record["row"] == row
+            expected = asdict(module.Args(**chosen)) | dict(gamma=0.5, seed=7)
+            assert asdict(args) | {"dataset": ""} == expected | {"dataset": ""}
+    for name in ("own.hdf5", "my-pen.hdf5"):
+        args, record = module.parse_args(["--dataset", name])
+        assert record["row"] == "own"
+        assert asdict(args) | {"dataset": ""} == asdict(module.Args()) | {"dataset": ""}
+
+
+def test_row_is_printed_and_recorded(run_here, toy_data, tmp_path, capsys):
+    row = list(load_script(SCRIPTS[0]).SETTINGS)[-1]
+    save(tmp_path / f"{row}-toy.hdf5", toy_data)
+    run_here(SCRIPTS[0], *quick(SCRIPTS[0], dataset=f"{row}-toy.hdf5", run_dir="run"))
+    assert f"'{row}'" in capsys.readouterr().out.splitlines()[0]
+    record = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert record["row"] == row
+    assert record["settings"]["offline_steps"] == QUICK["offline_steps"]
