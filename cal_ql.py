@@ -593,9 +593,7 @@ def main() -> None:
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
     write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
     plot = [sys.executable, str(HERE / "benchmarks" / "plot.py"), str(run_dir)]
-    subprocess.run(plot) if Path(plot[1]).exists() else print(
-        f"curves: benchmarks/plot.py {run_dir}"
-    )
+    subprocess.run(plot) if Path(plot[1]).exists() else print("curves: benchmarks/plot.py", run_dir)
 
 
 if __name__ == "__main__":
