@@ -98,19 +98,25 @@ def row(job: Job) -> dict:
     return found | {"dip": after["dip"], "regret": after["regret"]}
 
 
+COLUMNS = {
+    "success_before": "success before",
+    "success_after": "success at the end",
+    "dip": "dip",
+    "regret": "regret",
+    "q_s0_before": "Q(s0) before",
+    "discounted_return_before": "return obtained before",
+}
+
+
 def table(rows: list[dict]) -> str:
     """Mean and standard deviation over the runs of each condition and script, in Markdown."""
-    columns = ["success_before", "success_after", "dip", "regret"]
-    columns += ["q_s0_before", "discounted_return_before"]
-    lines = ["| condition | script | runs | " + " | ".join(columns) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(columns))
+    lines = ["| condition | script | runs | " + " | ".join(COLUMNS.values()) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(COLUMNS))
     for condition, script in dict.fromkeys((r["condition"], r["script"]) for r in rows):
         group = [r for r in rows if (r["condition"], r["script"]) == (condition, script)]
-        cells = []
-        for column in columns:
-            values = np.array([r[column] for r in group])
-            cells.append(f"{values.mean():.2f} ± {values.std():.2f}")
-        lines.append(f"| {condition} | {script} | {len(group)} | " + " | ".join(cells) + " |")
+        columns = [np.array([r[column] for r in group]) for column in COLUMNS]
+        cells = [f"{values.mean():.2f} ± {values.std():.2f}" for values in columns]
+        lines.append(f"| {condition} | `{script}` | {len(group)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
