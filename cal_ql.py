@@ -362,7 +362,7 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
     """Whole episodes as rows (N, width), actions moved from the environment's box to [-1, 1]. As in
     the authors' code a terminal or a timeout ends an episode, and what has no successor is left
     out: the step of a timeout, the file's last row, an unfinished tail."""
-    box, where = env.unwrapped.action_space, f"--dataset {args.dataset}:"
+    box, where = env.env.action_space, f"--dataset {args.dataset}:"
     for key, shape in dict(observations=env.observation_space.shape, actions=box.shape).items():
         found = f"a row of {key} has the shape {data[key].shape[1:]}, in the environment {shape}"
         require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")

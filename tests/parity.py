@@ -308,7 +308,7 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
         obs_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
         box = gym.spaces.Box(-1, 1, (action_dim,))
         env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (obs_dim,)))
-        env.unwrapped = SimpleNamespace(action_space=box)
+        env.env = SimpleNamespace(action_space=box)
         rows = script.load_episodes(args, data, env)
         names = "observations actions rewards next_observations terminals mc_returns".split()
         reference, widths = section(arrays, "out/"), [obs_dim, action_dim, 1, obs_dim, 1, 1]

@@ -80,7 +80,7 @@ def load(script, data, low=-1.0, high=1.0, **settings):
     data = {"observations": np.arange(n, dtype=np.float32)[:, None]} | data
     data = {"actions": np.zeros((n, 1), np.float32)} | data
     env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
-    env.unwrapped = SimpleNamespace(action_space=gym.spaces.Box(low, high, (1,)))
+    env.env = SimpleNamespace(action_space=gym.spaces.Box(low, high, (1,)))
     rows = script.load_episodes(script.Args(gamma=0.9, **settings), data, env)
     return script.Batch(*rows.split(1, 1))
 
