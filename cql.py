@@ -16,10 +16,9 @@ G, the discounted return that followed it there:
 
 CQL:    Kumar et al. 2020, arXiv:2006.04779v3.  Cal-QL: Nakamoto et al. 2023, arXiv:2303.05479v4.
 The authors' code settles what the papers leave open: github.com/nakamotoo/Cal-QL, ac6eafe.
-
 Run:    python cql.py                  the embedded task, or with --dataset and --env-id your own
-Expect: pre-training sinks Q(s0) below the worst return there is. When online data arrive it jumps
-        back up, the policy follows whatever jumps first, and what it had learned is lost.
+Expect: pre-training sinks Q(s0) far below the worst return there is. Online it climbs back, the
+        policy follows whatever climbs first, and what it could do is lost.
 """
 
 import copy
@@ -60,17 +59,17 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: int = 1  # CPU threads of torch; more only help wide networks
     run_dir: str = ""  # empty: runs/<script>-<dataset>-s<seed>
-    resume: str | None = None  # folder of a run to continue; only --device may stand beside it
+    resume: str = ""  # folder of a run to continue; only --device may stand beside it
     track: bool = False  # send the logs to Weights & Biases too, where wandb is installed
 
-    gamma: float = 0.99  # discount per environment step
+    gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
     failure_reward: float | None = None  # unscaled; episodes of nothing else get G = r / (1-gamma)
     infinite_horizon: bool = False  # G goes on at the last reward where an episode is cut short
     batch_size: int = 256  # transitions per gradient step
     offline_share: float = 0.5  # of an online batch; -1: one first-in-first-out buffer for all
-    buffer_size: int = 1_000_000  # online transitions kept; with offline_share -1 transitions
+    buffer_size: int = 1_000_000  # online transitions kept; with offline_share -1 of all
     utd: int = 1  # gradient steps per environment step
     tau: float = 0.005  # rate at which target critics follow the critics, per gradient step
 
@@ -82,7 +81,7 @@ class Args:
     n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
     importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
     max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
-    target_entropy: float = -1.0  # that alpha holds the policy to, per number of the action
+    target_entropy: float = -1.0  # entropy that alpha keeps the policy at, per action dimension
     lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
 
 
@@ -364,14 +363,14 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
         require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
     actions = 2 * (data["actions"] - box.low) / (box.high - box.low) - 1
     excess = np.abs(actions).max(1) - 1
-    require(excess.max() < 1e-4, f"{where} the action in row {excess.argmax()} is outside {box}")
+    require(excess.max() < 1e-4, f"{where} row {excess.argmax()}: action outside {box}; clip it")
     actions, terminations = actions.clip(-0.99999, 0.99999), data["terminals"] != 0
     obs, timeouts = data["observations"], data.get("timeouts", np.zeros(len(actions))) != 0
     next_obs = data.get("next_observations", np.roll(obs, -1, 0))
     episodes, ends = [], np.flatnonzero(terminations | timeouts) + 1
-    kept = ~timeouts & (np.arange(len(obs)) < len(obs) - 1)
+    timeouts[-1] = True  # left out like a timeout's step
     for start, end in zip([0, *ends], ends):
-        if len(at := start + np.flatnonzero(kept[start:end])):
+        if len(at := start + np.flatnonzero(~timeouts[start:end])):
             columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
             episodes.append(pack(args, *columns))
     require(episodes, f"{where} no whole episode; mark their ends in terminals or timeouts")
@@ -416,8 +415,8 @@ def run_episode(agent: "Agent", env: gym.Env, seed: int, generator=None) -> tupl
 
 
 def evaluate(args: Args, agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
-    """Means over episodes with the same seeds each time. score: the success, else the return,
-    normalised by the dataset's reference scores. q_s0 foretells discounted_return, both scaled."""
+    """Means over episodes with the same seeds each time. score: the success, if any episode told
+    it, else the return between the dataset's reference scores. q_s0 foretells discounted_return."""
     results, low = [], attributes.get("ref_min_score", 0.0)
     for k in range(args.eval_episodes):
         (obs, _, rewards, _, _), success = run_episode(agent, env, seed_of(args, "evaluation", k))
@@ -426,44 +425,44 @@ def evaluate(args: Args, agent: "Agent", env: gym.Env, attributes: dict) -> dict
         scaled = rewards * args.reward_scale + args.reward_bias
         obtained = (scaled * args.gamma ** np.arange(len(scaled))).sum()
         normalised = (rewards.sum() - low) / (attributes.get("ref_max_score", low + 1) - low)
-        score = normalised if math.isnan(success) else success
-        results.append((score, success, rewards.sum(), obtained, q_s0))
-    keys = ("score", "success", "return", "discounted_return", "q_s0")
-    return dict(zip(keys, np.mean(results, 0).tolist()))
+        results.append((success, normalised, rewards.sum(), obtained, q_s0))
+    columns = np.array(results).T
+    columns[:2] = columns[:2] if np.isnan(columns[0]).all() else np.nan_to_num(columns[0])
+    keys = ("success", "score", "return", "discounted_return", "q_s0")
+    return dict(zip(keys, columns.mean(1).tolist()))
 
 
 def parse_args(argv: list[str]) -> tuple[Args, dict]:
     """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    if args.resume is not None:
+    if "--resume" in flags and not {"-h", "--help"} & {*argv}:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
             record = json.loads((Path(args.resume) / "args.json").read_text())
             own = {flag[2:]: getattr(args, flag[2:]) for flag in flags}
-            args = Args(**record["settings"] | own)
+            args, script = Args(**record["settings"] | own), record["script"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             require(False, f"--resume {args.resume}: not the folder of a run ({error})")
-        require(record.get("script") == SCRIPT, f"--resume {args.resume}: made by another script")
+        require(script == SCRIPT, f"--resume {args.resume}: made by {script}; continue with that")
     else:
         row = next((row for row in SETTINGS if row == Path(args.dataset).stem.split("-")[0]), "own")
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
         args.dataset, name = str(Path(args.dataset).resolve()), Path(args.dataset).stem
         args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{name}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
-    least = dict(seed=0, offline_steps=0, online_steps=0, eval_every_offline=1, eval_every_online=1)
-    least |= dict(eval_episodes=1, threads=1, batch_size=1, buffer_size=1, utd=1, n_actions=1)
-    least |= dict(actor_lr=0, critic_lr=0, cql_weight=0)
-    good = {name: getattr(args, name, bound) >= bound for name, bound in least.items()}
-    good |= {"gamma": 0 <= args.gamma < 1, "tau": 0 < args.tau <= 1}
-    good["offline_share"] = 0 <= args.offline_share <= 1 or args.offline_share == -1
-    good |= {n: min(v, default=1) > 0 for n, v in vars(args).items() if n.endswith("_hidden")}
-    good |= {n: False for n, v in vars(args).items() if isinstance(v, float) and not abs(v) < 1e9}
-    good["device"] = args.device != "cuda" or torch.cuda.is_available()
-    good["track"] = not args.track or any(distributions(name="wandb"))
-    bad = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in good if not good[name]]
-    require(not bad, f"{', '.join(bad)}: out of range, or not to be had here; see --help")
+    zero = "seed offline_steps online_steps cql_weight actor_lr critic_lr".split()
+    limits = dict.fromkeys(zero, (0, 1e9)) | {"gamma": (0, 0.99999), "tau": (1e-6, 1)}
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))
+            good = not isinstance(number, (int, float)) or low <= number <= high
+            require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
+    share = args.offline_share
+    require(share == -1 or 0 <= share <= 1, f"--offline-share {share}: must be -1 or in [0, 1]")
+    require(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: no CUDA; use cpu")
+    require(not args.track or any(distributions(name="wandb")), "--track: pip install wandb first")
     require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
     return args, record
 
@@ -486,7 +485,7 @@ def open_run(args: Args, record: dict) -> tuple[Path, object]:
     except (OSError, filelock.Timeout) as error:
         require(False, f"--run-dir {run_dir}: read-only, or a run is at work there ({error})")
     begun, finished = ((run_dir / name).exists() for name in ("args.json", "summary.json"))
-    advice = "finished; choose another" if finished else f"unfinished; use --resume {run_dir}"
+    advice = "finished; take another" if finished else f"unfinished; use --resume {run_dir}"
     require(args.resume or not begun, f"--run-dir {run_dir}: holds a run, {advice}")
     if not args.resume:
         git = subprocess.getstatusoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
@@ -521,17 +520,16 @@ def main() -> None:
     if args.resume and checkpoint.exists():
         try:
             state = torch.load(checkpoint, map_location=device, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            vars(done).update(state["done"])
+            buffer.added += done.env_steps
+            buffer.ring[: len(state["ring"])] = state["ring"]
         except Exception as error:
-            require(False, f"--resume {run_dir}: its checkpoint is damaged ({error}); start anew")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        vars(done).update(state["done"])
-        buffer.added += done.env_steps
-        buffer.ring[: len(state["ring"])] = state["ring"]
+            require(False, f"{checkpoint} is damaged ({error!r:.60}); delete it to begin again")
     # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
     writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
     print(f"{SCRIPT}: row '{record['row']}', {len(dataset)} transitions, {device}, {run_dir}")
-
     total, first, began = args.offline_steps + args.online_steps, done.x, time.time()
     saved, generator, metrics = began, torch.Generator(device), {}
     while True:
@@ -588,8 +586,10 @@ def main() -> None:
     for phase, result in summary.items():
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
     write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-    plot = [sys.executable, str(HERE / "benchmarks" / "plot.py"), str(run_dir)]
-    subprocess.run(plot) if Path(plot[1]).exists() else print("curves: benchmarks/plot.py", run_dir)
+    plot = HERE / "benchmarks" / "plot.py"
+    print(f"curves: python benchmarks/plot.py {run_dir}")
+    if plot.exists():
+        subprocess.run([sys.executable, str(plot), str(run_dir)])
 
 
 if __name__ == "__main__":

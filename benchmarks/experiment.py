@@ -4,8 +4,8 @@
     python -m benchmarks.experiment --only default --seeds 8
 
 Runs lie in runs/experiment/; what is finished is kept, what was interrupted is resumed. At the end
-benchmarks/results/ holds runs.csv (one row a run), a table for each condition in results.md, and
-the figure of the default condition.
+--results holds runs.csv (one row a run), a table of the conditions in results.md, and the figure of
+the default condition, each for the conditions of this call.
 """
 
 import csv
@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS, RESULTS = Path("runs", "experiment"), Path("benchmarks", "results")
+RUNS = Path("runs", "experiment")
 SCRIPTS = ("cql", "cal_ql")
 
 AUTHORS = ["--n-actions", "10", "--max-target-backup"]
@@ -33,17 +33,18 @@ CONDITIONS = {
     "pre-training half as long": (["--offline-steps", "3000"], 0, ("d0",), 4),
     "pre-training twice as long": (["--offline-steps", "12000"], 0, ("d0",), 4),
     "no traps": ([], 0, ("d0-safe",), 4),
-    "the authors' target entropy": (["--target-entropy", "-1"], 0, ("d0",), 4),
-    "the authors' 10 actions and max backup": (AUTHORS, 0, ("d0",), 4),
+    "target entropy of the authors": (["--target-entropy", "-1"], 0, ("d0",), 4),
+    "10 actions and max backup of the authors": (AUTHORS, 0, ("d0",), 4),
 }
 DATASETS = {"d0": [], "d1": ["--seed", "1"], "d0-safe": ["--no-traps"]}  # flags of the collector
 
 
 @dataclass
 class Args:
-    only: tuple[str, ...] = tuple(CONDITIONS)  # conditions to run
+    only: tuple[str, ...] = ()  # conditions to run; without any, all of them
     seeds: int | None = None  # seeds of each script and dataset; None: as the README reports
     jobs: int = 2  # runs at a time
+    results: Path = Path("benchmarks", "results")  # folder for tables and figure
 
 
 @dataclass
@@ -57,8 +58,8 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        condition = self.condition.replace("'", "").replace(" ", "-")
-        return RUNS / condition / f"{self.script}-{self.data}-s{self.seed}"
+        name = f"{self.script}-{self.data}-s{self.seed}"
+        return RUNS / self.condition.replace(" ", "-") / name
 
     def command(self) -> list[str]:
         start = [f"{self.script}.py"]
@@ -124,9 +125,10 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     os.chdir(ROOT)
     jobs = []
-    for condition in args.only:
-        if condition not in CONDITIONS:
-            sys.exit(f"experiment: no condition '{condition}', only {', '.join(CONDITIONS)}")
+    if unknown := set(args.only) - set(CONDITIONS):
+        print(f"experiment: no {', '.join(unknown)}; there are {', '.join(CONDITIONS)}")
+        sys.exit(2)
+    for condition in args.only or CONDITIONS:
         flags, warmup, names, seeds = CONDITIONS[condition]
         for seed in range(args.seeds or seeds):
             for name in names:
@@ -140,17 +142,19 @@ def main() -> None:
         list(pool.map(run, jobs))
 
     done = [job for job in jobs if (job.folder / "summary.json").exists()]
+    if not done:
+        sys.exit("experiment: no run has finished")
     rows = [row(job) for job in done]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with open(RESULTS / "runs.csv", "w", newline="") as file:
+    args.results.mkdir(parents=True, exist_ok=True)
+    with open(args.results / "runs.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    (RESULTS / "results.md").write_text(table(rows))
+    (args.results / "results.md").write_text(table(rows))
     print(table(rows))
     folders = [str(job.folder) for job in done if job.condition == "default"]
     if folders:
-        figure = ["benchmarks/plot.py", *folders, "--out", str(RESULTS / "default")]
+        figure = ["benchmarks/plot.py", *folders, "--out", str(args.results / "default")]
         subprocess.run([sys.executable, *figure], check=True)
 
 

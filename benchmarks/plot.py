@@ -11,6 +11,7 @@ evaluations logged: script, dataset, seed, key, step, value.
 
 import csv
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,10 @@ def read_run(folder: Path) -> Run:
     """The settings and all scalars of a run's folder; what a resumed run repeated counts once."""
     try:
         record = json.loads((folder / "args.json").read_text())
-    except (OSError, ValueError) as error:
+        script, settings = Path(record["script"]).stem, record["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"{folder} is not the folder of a run ({error})")
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run's repeats are no news
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {}
@@ -50,7 +53,7 @@ def read_run(folder: Path) -> Run:
         scalars[key] = np.array([p.step for p in points]), np.array([p.value for p in points])
     if "eval/score" not in scalars:
         fail(f"{folder} has no evaluation yet")
-    return Run(Path(record["script"]).stem, record["settings"], scalars)
+    return Run(script, settings, scalars)
 
 
 def mean_curve(runs: list[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -80,14 +83,14 @@ def draw(runs: list[Run], path: Path) -> None:
             if len(group) > 1:
                 label = f"{label} (mean of {len(group)})"
                 axes.plot(*mean_curve(group, key), style, color=colour, linewidth=2.2, label=label)
-    for axes in (above, below):
+    for axes, place in ((above, "center"), (below, "lower left")):
         axes.axvline(runs[0].settings["offline_steps"], color="grey", linestyle="--", linewidth=1)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc=place, fontsize=8)
     above.set_ylabel("score at evaluation")
     below.set_ylabel("discounted, in scaled rewards")
     below.set_xlabel("gradient steps of pre-training | environment steps of fine-tuning")
-    above.set_title(Path(runs[0].settings["dataset"]).stem)
+    above.set_title(", ".join(sorted({Path(run.settings["dataset"]).stem for run in runs})))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -115,6 +118,9 @@ def main() -> None:
         fail("give one run's folder, or several and --out NAME")
     out = args.out or args.runs[0] / "curves"
     runs = [read_run(folder) for folder in args.runs]
+    keys = ("offline_steps", "online_steps", "eval_every_offline", "eval_every_online")
+    if len({tuple(run.settings[key] for key in keys) for run in runs}) > 1:
+        fail("these runs have different lengths or evaluation intervals: no mean can be drawn")
     out.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, out.with_name(f"{out.name}.png"))
     export(runs, out.with_name(f"{out.name}.csv"))

@@ -17,7 +17,9 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import platform
+import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -199,6 +201,9 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
 
 def main() -> None:
     args = tyro.cli(Args)
+    if args.transitions < 1 or args.seed < 0:
+        print("pointmaze.py: --transitions must be above 0, --seed not below", file=sys.stderr)
+        sys.exit(2)
     parameters = inspect.signature(PointMaze).parameters.values()
     kwargs = {p.name: p.default for p in parameters if p.name != "render_mode"}
     kwargs |= {} if args.traps else {"traps": []}
@@ -206,7 +211,7 @@ def main() -> None:
     packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     settings = {key: value for key, value in asdict(args).items() if key != "out"}
-    with h5py.File(args.out, "w", track_order=True) as file:
+    with h5py.File(f"{args.out}.tmp", "w", track_order=True) as file:
         for key, array in data.items():
             file.create_dataset(key, data=array, compression="gzip", shuffle=True)
         file.attrs["env_id"] = ENV_ID
@@ -215,6 +220,7 @@ def main() -> None:
         file.attrs["versions"] = json.dumps(versions)
         for key, value in settings.items():
             file.attrs[key] = value
+    os.replace(f"{args.out}.tmp", args.out)
     ends = data["terminals"] | data["timeouts"]
     share = data["rewards"].sum() / ends.sum()
     print(f"{args.out}: {len(ends)} transitions, {ends.sum()} episodes, {share:.0%} reach the goal")

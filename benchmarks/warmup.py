@@ -11,6 +11,9 @@ import sys
 
 
 def main() -> None:
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     steps, name = int(sys.argv[1]), sys.argv[2]
     script = importlib.import_module(name)
     sample = script.ReplayBuffer.sample

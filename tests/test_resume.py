@@ -91,14 +91,10 @@ def undisturbed(toy_file, tmp_path_factory):
     return get
 
 
-def without_time(scalars: dict) -> dict:
-    return {key: rows for key, rows in scalars.items() if not key.startswith("time/")}
-
-
 def assert_same_run(one: Path, other: Path):
     """Weights, optimisers, counters and online rows; the log, gaps and doubles included."""
     assert same_bits(read_checkpoint(one), read_checkpoint(other))
-    expected, found = (without_time(read_events(run_dir)) for run_dir in (one, other))
+    expected, found = (read_events(run_dir) for run_dir in (one, other))
     assert expected.keys() == found.keys() and expected
     for key in expected:
         assert same_bits(expected[key], found[key]), f"{key}: {expected[key]}, {found[key]}"
