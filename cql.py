@@ -48,7 +48,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 @dataclass
 class Args:
-    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # D4RL's flat HDF5
+    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # HDF5, D4RL's layout
     env_id: str = ""  # gymnasium id, or module:id; empty: the one named in the dataset
     seed: int = 0  # of weights, data order, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
@@ -65,11 +65,11 @@ class Args:
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; episodes of nothing else get G = r / (1-gamma)
+    failure_reward: float | None = None  # unscaled; an episode of it alone gets G = r / (1-gamma)
     infinite_horizon: bool = False  # G goes on at the last reward where an episode is cut short
     batch_size: int = 256  # transitions per gradient step
-    offline_share: float = 0.5  # of an online batch; -1: one first-in-first-out buffer for all
-    buffer_size: int = 1_000_000  # online transitions kept; with offline_share -1 of all
+    offline_share: float = 0.5  # the dataset's share of online batches; -1: one FIFO buffer of both
+    buffer_size: int = 1_000_000  # transitions that the online, or common, buffer keeps
     utd: int = 1  # gradient steps per environment step
     tau: float = 0.005  # rate at which target critics follow the critics, per gradient step
 
@@ -386,7 +386,7 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
         env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
         env.reset(seed=0)
     except Exception as error:  # whatever a module or an environment of the user's may raise
-        require(False, f"--env-id {env_id}: cannot be made: {type(error).__name__}: {error}")
+        require(False, f"--env-id {env_id}: {error!r}; is it installed, or on PYTHONPATH?")
     box = env.action_space
     good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
     require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
