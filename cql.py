@@ -501,8 +501,8 @@ def main() -> None:
     # Everything that can be refused is refused before the run's folder is touched.
     args, record = parse_args(sys.argv[1:])
     data, attributes = read_dataset(args.dataset)
-    digest = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
-    require(record.setdefault("dataset_sha256", digest) == digest, f"{args.dataset} has changed")
+    sha = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
+    require(record.setdefault("dataset_sha256", sha) == sha, f"{args.dataset} changed; restore it")
     env = make_env(args, attributes)
     dataset = load_episodes(args, data, env)
     torch.set_num_threads(args.threads)
