@@ -68,7 +68,7 @@ class Args:
     failure_reward: float | None = None  # unscaled; an episode of it alone gets G = r / (1-gamma)
     infinite_horizon: bool = False  # G goes on at the last reward where an episode is cut short
     batch_size: int = 256  # transitions per gradient step
-    offline_share: float = 0.5  # the dataset's share of online batches; -1: one FIFO buffer of both
+    offline_share: float = 0.5  # dataset's share of online batches; -1: one FIFO buffer of both
     buffer_size: int = 1_000_000  # transitions that the online, or common, buffer keeps
     utd: int = 1  # gradient steps per environment step
     tau: float = 0.005  # rate at which target critics follow the critics, per gradient step
@@ -85,7 +85,7 @@ class Args:
     lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
 
 
-# Chosen by the first word of the dataset's name; any other name gets the defaults above.
+# Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
 ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
     reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0, cql_weight=1.0,
     actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip
@@ -100,16 +100,17 @@ SETTINGS = {
         eval_every_online=5_000, infinite_horizon=True, offline_share=0.25,
         actor_hidden=(512, 512, 512), critic_hidden=(512, 512, 512), importance_sampling=False),
     "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}  # fmt: skip
+OUTPUT_GAIN = 0.01  # of the last layers' initial weights: every output starts near 0
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between; the small last layer makes every output start near 0."""
+    """Linear layers with ReLU between; at first the weights are orthogonal and the biases 0."""
     layers = []
     for n_in, n_out in zip(widths, widths[1:]):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         nn.init.orthogonal_(layers[-2].weight, math.sqrt(2))
         nn.init.zeros_(layers[-2].bias)
-    nn.init.orthogonal_(layers[-2].weight, 0.01)
+    nn.init.orthogonal_(layers[-2].weight, OUTPUT_GAIN)
     return nn.Sequential(*layers[:-1])
 
 
@@ -243,8 +244,8 @@ class Agent(nn.Module):
             torch._foreach_lerp_(list(targets), list(critics), self.args.tau)
         return {key: value.detach() for key, value in (metrics | actor_metrics).items()}
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """All that an update draws; the losses take it from outside, so that a test can fix it."""
+    def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
+        """What an update draws, logged or not; it comes from outside, so that a test can fix it."""
         n, options = self.args.n_actions, dict(generator=generator, device=self.device)
         n_target, size = n if self.args.max_target_backup else 1, self.action_dim
         return {
@@ -436,6 +437,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
+    row = next((r for r in SETTINGS if f"{Path(args.dataset).stem}-".startswith(r + "-")), "own")
     if "--resume" in flags and not {"-h", "--help"} & {*argv}:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
@@ -447,13 +449,13 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
             require(False, f"--resume {args.resume}: not the folder of a run ({error})")
         require(script == SCRIPT, f"--resume {args.resume}: made by {script}; continue with that")
     else:
-        row = next((row for row in SETTINGS if row == Path(args.dataset).stem.split("-")[0]), "own")
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
-        args.dataset, name = str(Path(args.dataset).resolve()), Path(args.dataset).stem
-        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{name}-s{args.seed}"
+        args.dataset, stem = str(Path(args.dataset).resolve()), Path(args.dataset).stem
+        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{stem}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
-    zero = "seed offline_steps online_steps cql_weight actor_lr critic_lr".split()
-    limits = dict.fromkeys(zero, (0, 1e9)) | {"gamma": (0, 0.99999), "tau": (1e-6, 1)}
+    nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
+    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), awac_lambda=(1e-6, 1e9))
+    limits |= dict.fromkeys("gamma dropout expectile".split(), (0, 0.99999))
     for name, value in vars(args).items():
         for number in value if isinstance(value, (tuple, list)) else [value]:
             low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))
@@ -523,8 +525,8 @@ def main() -> None:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             vars(done).update(state["done"])
-            buffer.added += done.env_steps
-            buffer.ring[: len(state["ring"])] = state["ring"]
+            buffer.added += done.env_steps - len(state["ring"])
+            buffer.add(state["ring"])
         except Exception as error:
             require(False, f"{checkpoint} is damaged ({error!r:.60}); delete it to begin again")
     # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
@@ -533,7 +535,7 @@ def main() -> None:
     total, first, began = args.offline_steps + args.online_steps, done.x, time.time()
     saved, generator, metrics = began, torch.Generator(device), {}
     while True:
-        x, fine_tuning = done.x, done.x >= args.offline_steps
+        x, fine_tuning, log = done.x, done.x >= args.offline_steps, (done.x + 1) % LOG_EVERY == 0
         due = args.offline_steps + done.env_steps - x  # steps to train before the next episode
         scalars = dict(metrics) if x % LOG_EVERY == 0 else {}
         if look := x >= done.next_eval and (due == 0 or not fine_tuning):
@@ -558,9 +560,9 @@ def main() -> None:
             print(line, end="\n" if look else "\r", flush=True)
         if look or time.time() - saved > 60:
             writer.flush()
-            ring = buffer.ring[: min(buffer.added, len(buffer.ring))].clone()
+            online = torch.arange(-min(done.env_steps, len(buffer.ring)), 0) + buffer.added
             state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"done": vars(done), "ring": ring}
+            state |= {"done": vars(done), "ring": buffer.ring[online % len(buffer.ring)]}
             torch.save(state, content := io.BytesIO())
             write(checkpoint, content.getvalue())
             saved = time.time()
@@ -568,17 +570,16 @@ def main() -> None:
         if fine_tuning and due == 0:
             if done.env_steps >= args.online_steps:
                 break
-            # The whole episode first: its returns are known when it is over.
             generator.manual_seed(seed_of(args, "exploration", done.episodes))
             episode, _ = run_episode(agent, env, seed_of(args, "episode", done.episodes), generator)
-            buffer.add(pack(args, *episode))
+            buffer.add(pack(args, *episode))  # when it is over: now its returns are known
             writer.add_scalar("train/return", episode[2].sum(), x + 1)
             done.env_steps += len(episode[2])
             done.episodes += 1
         for k in range(args.utd if fine_tuning else 1):
             batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
             generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
-            metrics = agent.update(batch, agent.draw(args.batch_size, generator))
+            metrics = agent.update(batch, agent.draw(args.batch_size, generator, log))
         done.x += 1
     writer.close()
     offline = [result for x, result in done.evals if x <= args.offline_steps]
@@ -586,9 +587,8 @@ def main() -> None:
     for phase, result in summary.items():
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
     write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-    plot = HERE / "benchmarks" / "plot.py"
     print(f"curves: python benchmarks/plot.py {run_dir}")
-    if plot.exists():
+    if (plot := HERE / "benchmarks" / "plot.py").exists():
         subprocess.run([sys.executable, str(plot), str(run_dir)])
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +53,9 @@ def small_problem(script: ModuleType, dtype=torch.float64, batch_size=6, **setti
     that are sharp.
     """
     obs_dim, action_dim = 4, 2
-    settings = dict(actor_hidden=(8,), critic_hidden=(8, 8), n_actions=3) | settings
+    known = {field.name for field in fields(script.Args)}
+    sizes = dict(actor_hidden=(8,), critic_hidden=(8, 8), value_hidden=(8,), n_actions=3)
+    settings = {name: value for name, value in sizes.items() if name in known} | settings
     args = script.Args(batch_size=batch_size, **settings)
     agent = script.Agent(args, obs_dim, action_dim, "cpu").to(dtype)
     with torch.no_grad():

@@ -1,0 +1,581 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "mujoco==3.11.0",
+#   "gymnasium-robotics==1.4.2", "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0",
+#   "matplotlib==3.11.2", "filelock==4.2.11"]
+# ///
+"""IQL, implicit Q-learning: pre-trained on a dataset, then fine-tuned online.
+
+Two critics Q_i with slow copies Q'_i, a value V, a policy pi, a transition (s, a, r, s', d) of the
+data. No loss asks for the Q of an action that is not in the data: V, an expectile of Q over the
+data's actions, stands for the best of them, and pi copies the data, the better actions more:
+
+  A      = min_i Q'_i(s, a) - V(s)
+  L(V)   = E |e - 1(A < 0)| A^2
+  L(pi)  = -E min(exp(beta A), 100) log pi(a|s)
+  L(Q_i) = E (Q_i(s, a) - y)^2      with y = r + gamma (1 - d) V(s')
+
+IQL:    Kostrikov et al. 2021, arXiv:2110.06169.
+Code:   github.com/ikostrikov/implicit_q_learning, 09d7002, settles what the paper leaves open.
+Run:    python iql.py                  the embedded task, or with --dataset and --env-id your own
+Expect: EXPECT
+"""
+
+import copy
+import hashlib
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, NamedTuple
+
+import filelock
+import gymnasium as gym
+import h5py
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass
+class Args:
+    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # HDF5, D4RL's layout
+    env_id: str = ""  # gymnasium id, or module:id; empty: the one named in the dataset
+    seed: int = 0  # of weights, data order, exploration, episodes and evaluation
+    offline_steps: int = 100_000  # pre-training, in gradient steps
+    online_steps: int = 100_000  # fine-tuning, in environment steps; the last episode is finished
+    eval_every_offline: int = 5_000  # gradient steps between evaluations
+    eval_every_online: int = 2_000  # environment steps between evaluations
+    eval_episodes: int = 20  # episodes per evaluation, from the same starts each time
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    threads: int = 1  # CPU threads of torch; more only help wide networks
+    run_dir: str = ""  # empty: runs/<script>-<dataset>-s<seed>
+    resume: str = ""  # folder of a run to continue; only --device may stand beside it
+    track: bool = False  # send the logs to Weights & Biases too, where wandb is installed
+
+    gamma: float = 0.99  # discount per environment step, below 1
+    reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
+    reward_bias: float = 0.0  # see reward_scale
+    failure_reward: float | None = None  # unscaled; an episode of it alone gets G = r / (1-gamma)
+    infinite_horizon: bool = False  # G goes on at the last reward where an episode is cut short
+    batch_size: int = 256  # transitions per gradient step
+    offline_share: float = 0.5  # dataset's share of online batches; -1: one FIFO buffer of both
+    buffer_size: int = 1_000_000  # transitions that the online, or common, buffer keeps
+    utd: int = 1  # gradient steps per environment step
+    tau: float = 0.005  # rate at which target critics follow the critics, per gradient step
+
+    actor_hidden: tuple[int, ...] = (256, 256)  # widths of the policy's hidden layers
+    critic_hidden: tuple[int, ...] = (256, 256)  # widths of a critic's hidden layers
+    value_hidden: tuple[int, ...] = (256, 256)  # widths of the value's hidden layers
+    actor_lr: float = 3e-4  # Adam's rate for the policy, the same in both phases
+    critic_lr: float = 3e-4  # Adam's rate for the critics
+    value_lr: float = 3e-4  # Adam's rate for the value
+    expectile: float = 0.7  # e: at 0.5 V is the mean of Q over the data's actions, at 1 the maximum
+    beta: float = 3.0  # what multiplies the advantage: at 0 pi copies all of the data alike
+    dropout: float = 0.0  # share of the policy's hidden units that a gradient step leaves out
+    fixed_log_std: float | None = None  # the policy's log-std for good; none: it is learned
+
+
+# Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
+ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
+    failure_reward=-1.0, expectile=0.8, fixed_log_std=math.log(0.03))  # fmt: skip
+SETTINGS = {
+    "pointmaze": dict(offline_steps=6_000, online_steps=4_000, eval_every_offline=500,
+        eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
+        actor_hidden=(64, 64), critic_hidden=(64, 64), value_hidden=(64, 64)),
+    "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
+        reward_bias=-1.0, failure_reward=0.0, expectile=0.9, beta=10.0),
+    "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
+        eval_every_online=5_000, infinite_horizon=True, offline_share=0.25, beta=0.5, dropout=0.1),
+    "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}  # fmt: skip
+OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights, which are as the others here
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLU between; at first the weights are orthogonal and the biases 0."""
+    layers = []
+    for n_in, n_out in zip(widths, widths[1:]):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        nn.init.orthogonal_(layers[-2].weight, math.sqrt(2))
+        nn.init.zeros_(layers[-2].bias)
+    nn.init.orthogonal_(layers[-2].weight, OUTPUT_GAIN)
+    return nn.Sequential(*layers[:-1])
+
+
+class Critic(nn.Module):
+    """Two Q-functions, stacked along the first axis of every Q below."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]):
+        super().__init__()
+        self.nets = nn.ModuleList(mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2))
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
+        inputs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], -1)
+        return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+
+
+class Actor(nn.Module):
+    """A Gaussian: its mean is squashed, its samples are not, and its std is the same at every s."""
+
+    def __init__(self, args: Args, obs_dim: int, action_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim, *args.actor_hidden, action_dim)
+        log_std = torch.full((action_dim,), args.fixed_log_std or 0.0)
+        self.log_std = nn.Parameter(log_std, requires_grad=args.fixed_log_std is None)
+
+    def forward(self, obs: Tensor, masks: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
+        """(..., obs) -> (..., act), (act). Masks of dropout: (B, width) for each hidden layer."""
+        x = obs
+        for i, layer in enumerate(self.net):
+            x = layer(x)
+            if masks and i % 2:  # after the ReLU
+                x = x * masks[i // 2]
+        return x.tanh(), self.log_std.clamp(-5, 2)
+
+
+@torch.no_grad()
+def calibration(agent: "Agent", batch: "Batch", noise: dict) -> dict[str, Tensor]:
+    """How calibrated the critics are: Q at s of the data's actions, of random ones and of pi's at s
+    and s', and how the last compare with the data's return. For the log; no loss sees it."""
+    states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]
+    mean, log_std = agent.actor(states)  # (B, 2, 1, act)
+    policy_actions = (mean + log_std.exp() * noise["policy"]).clamp(-1, 1)  # as they are played
+    candidates = [batch.actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
+    n = noise["random"].shape[1]
+    q = agent.critic(batch.obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
+    q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
+    metrics = {"q/data": q_data.mean(), "q/random": q_random.mean(), "q/policy": q_policy.mean()}
+    metrics["calibration/gap"] = (q_policy - batch.mc_returns).mean()
+    metrics["calibration/rate"] = (q_policy < batch.mc_returns).float().mean()
+    return metrics
+
+
+class Agent(nn.Module):
+    def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
+        super().__init__()
+        self.args, self.action_dim, self.device = args, action_dim, device
+        self.actor = Actor(args, obs_dim, action_dim)
+        self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.value = mlp(obs_dim, *args.value_hidden, 1)
+        self.to(device)
+        values, policy, critics = (x.parameters() for x in (self.value, self.actor, self.critic))
+        self.optimizers = {
+            "value": torch.optim.Adam(values, args.value_lr, fused=True),
+            "actor": torch.optim.Adam(policy, args.actor_lr, fused=True),
+            "critic": torch.optim.Adam(critics, args.critic_lr, fused=True),
+        }
+
+    def advantage(self, batch: "Batch") -> Tensor:
+        """A = min_i Q'_i(s, a) - V(s), (B, 1). The slow critics get no gradient."""
+        q = self.critic_target(batch.obs, batch.actions[:, None]).amin(0)
+        return q - self.value(batch.obs)
+
+    def value_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
+        # L(V) = E |e - 1(A < 0)| A^2: with e above 0.5 a V below Q costs more than one above it.
+        advantage = self.advantage(batch)
+        weights = (self.args.expectile - (advantage < 0).to(advantage)).abs()
+        value_loss = (weights * advantage**2).mean()
+        return value_loss, {"loss/value": value_loss}
+
+    def actor_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
+        # L(pi) = -E min(exp(beta A), 100) log pi(a|s); without the limit one action could be all.
+        with torch.no_grad():
+            weights = (self.args.beta * self.advantage(batch)).exp().clamp(max=100)  # (B, 1)
+        masks = tuple(noise[key] for key in noise if key.startswith("dropout"))
+        mean, log_std = self.actor(batch.obs, masks)
+        pi = torch.distributions.Normal(mean, log_std.exp())
+        actor_loss = -(weights * pi.log_prob(batch.actions).sum(-1, keepdim=True)).mean()
+
+        # How much of the batch counts: 1 where all weights are the same, 1 / B where one is all.
+        effective = weights.mean() ** 2 / (weights**2).mean()
+        metrics = {"pi/effective": effective, "pi/entropy": pi.entropy().sum(-1).mean()}
+        return actor_loss, metrics | {"loss/actor": actor_loss}
+
+    def critic_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
+        # L(Q_i) = E (Q_i(s, a) - y)^2 with y = r + gamma (1 - d) V(s'): no action is needed at s'.
+        with torch.no_grad():
+            next_v = self.value(batch.next_obs)
+            target_q = batch.rewards + self.args.gamma * (1 - batch.terminations) * next_v  # (B, 1)
+        q_data = self.critic(batch.obs, batch.actions[:, None])  # (2, B, 1)
+        td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)
+        return td_loss.sum(), {"loss/td": td_loss.mean()}
+
+    def update(self, batch: "Batch", noise: dict) -> dict[str, Tensor]:
+        """First V; policy and critics then learn from the new V; last, the slow critics follow."""
+        metrics = calibration(self, batch, noise) if "policy" in noise else {}
+        losses = {"value": self.value_loss, "actor": self.actor_loss, "critic": self.critic_loss}
+        for name, loss_of in losses.items():
+            loss, found = loss_of(batch, noise)
+            self.optimizers[name].zero_grad()
+            loss.backward()
+            self.optimizers[name].step()
+            metrics |= found
+        with torch.no_grad():
+            targets, critics = self.critic_target.parameters(), self.critic.parameters()
+            torch._foreach_lerp_(list(targets), list(critics), self.args.tau)
+        return {key: value.detach() for key, value in metrics.items()}
+
+    def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
+        """What an update draws, and what it needs to be logged; from outside, so that a test can
+        fix it: masks of dropout, already divided by the share of units kept, and actions."""
+        options, noise = dict(generator=generator, device=self.device), {}
+        if self.args.dropout:
+            kept = 1 - self.args.dropout
+            for i, width in enumerate(self.args.actor_hidden):
+                keep = torch.rand(batch_size, width, **options) < kept
+                noise[f"dropout{i}"] = keep / kept
+        if log:
+            noise["policy"] = torch.randn(batch_size, 2, 10, self.action_dim, **options)
+            noise["random"] = 2 * torch.rand(batch_size, 10, self.action_dim, **options) - 1
+        return noise
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(..., obs) -> (..., act) in [-1, 1]: sampled with a generator, else the mode."""
+        mean, log_std = self.actor(obs)
+        if generator is None:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator, device=self.device)
+        return (mean + log_std.exp() * noise).clamp(-1, 1)
+
+
+# ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
+HERE, SCRIPT, LOG_EVERY = Path(__file__).resolve().parent, Path(__file__).name, 100  # in steps
+
+
+def require(good: bool, problem: str) -> None:
+    """Ends the program with one clear line and status 2 unless all is well."""
+    if not good:
+        print(f"{SCRIPT}: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+class Batch(NamedTuple):  # B transitions; scalars are columns, to broadcast over sampled actions
+    obs: Tensor  # (B, obs)
+    actions: Tensor  # (B, act), in [-1, 1]
+    rewards: Tensor  # (B, 1), scaled
+    next_obs: Tensor  # (B, obs)
+    terminations: Tensor  # (B, 1), 1 where the task ended; reaching a time limit is no end
+    mc_returns: Tensor  # (B, 1), see returns_to_go
+
+
+class ReplayBuffer:
+    """The dataset, then a ring of online transitions; with offline_share -1 the ring spans both."""
+
+    def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
+        self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
+        self.n_offline = 0 if args.offline_share < 0 else len(dataset)
+        self.added = len(dataset) - self.n_offline  # rows that ever went to the ring
+        shape = max(self.n_offline + args.buffer_size, len(dataset)), dataset.shape[1]
+        self.rows = torch.from_numpy(np.zeros(shape, np.float32)).to(device)  # no memory until used
+        self.rows[: len(dataset)] = dataset
+        self.ring = self.rows[self.n_offline :]
+
+    def add(self, rows: Tensor) -> None:
+        slots = torch.arange(self.added, self.added + len(rows)) % len(self.ring)
+        self.ring[slots] = rows.to(self.ring.device)
+        self.added += len(rows)
+
+    def sample(self, generator: torch.Generator) -> Batch:
+        """Uniform with replacement; the offline share is fixed once there are online episodes."""
+        size, n_ring = self.args.batch_size, min(self.added, len(self.ring))
+        n_offline = int(size * max(self.args.offline_share, 0)) if n_ring else size
+        options = dict(generator=generator, device=self.rows.device)
+        offline = torch.randint(max(self.n_offline, 1), (n_offline,), **options)
+        online = self.n_offline + torch.randint(max(n_ring, 1), (size - n_offline,), **options)
+        return Batch(*self.rows[torch.cat([offline, online])].split(self.widths, 1))
+
+
+def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
+    """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: scaled rewards (T,) -> returns (T,). G is
+    0 after the last step, or goes on at its reward (infinite_horizon); an episode of failure_reward
+    alone never ends: -1, -1 gives -10, -10 with gamma 0.9 (as in the authors' replay_buffer.py)."""
+    failure = np.float32(args.failure_reward or 0) * args.reward_scale + args.reward_bias
+    if args.failure_reward is not None and (rewards == failure).all():
+        return np.full(len(rewards), failure / (1 - args.gamma))
+    returns = [float(rewards[-1]) / (1 - args.gamma) if args.infinite_horizon else 0.0]
+    for reward, termination in zip(rewards[::-1].tolist(), terminations[::-1].tolist()):
+        returns.append(reward + args.gamma * (1 - termination) * returns[-1])
+    return np.array(returns[:0:-1])
+
+
+def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
+    """One episode's arrays, rewards unscaled -> rows (T, width) with the columns of Batch."""
+    rewards = np.float32(rewards) * args.reward_scale + args.reward_bias
+    mc_returns = returns_to_go(args, rewards, terminations)
+    columns = [obs, actions, rewards[:, None], next_obs, terminations[:, None], mc_returns[:, None]]
+    return torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
+
+
+def read_dataset(path: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition."""
+    axes = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
+    try:
+        with h5py.File(path) as file:
+            keys = [key for i, key in enumerate(axes) if i < 4 or key in file]
+            data, attributes = {key: np.asarray(file[key]) for key in keys}, dict(file.attrs)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        require(False, f"--dataset {path}: {problem}; see 'Your own data' in the README")
+    for key, array in data.items():
+        array = array[:, 0] if axes[key] == 1 and array.shape[1:] == (1,) else array
+        data[key], first = array, data["observations"]
+        good = array.ndim == axes[key] and 0 < len(array) == len(first) and array.size
+        good = good and (key != "next_observations" or array.shape == first.shape)
+        good = good and array.dtype.kind in "fiub" and np.abs(array).max() < 3e38
+        wanted = f"finite numbers on {axes[key]} axes, as many rows as observations, not 0"
+        require(good, f"--dataset {path}: {key} ({array.dtype}, {array.shape}) must be {wanted}")
+    return data, attributes
+
+
+def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
+    """Whole episodes as rows (N, width), actions moved from the environment's box to [-1, 1]. As in
+    the authors' code a terminal or a timeout ends an episode, and what has no successor is left
+    out: the step of a timeout, the file's last row, an unfinished tail."""
+    box, where = env.env.action_space, f"--dataset {args.dataset}:"
+    for key, shape in dict(observations=env.observation_space.shape, actions=box.shape).items():
+        found = f"a row of {key} has the shape {data[key].shape[1:]}, in the environment {shape}"
+        require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
+    actions = 2 * (data["actions"] - box.low) / (box.high - box.low) - 1
+    excess = np.abs(actions).max(1) - 1
+    require(excess.max() < 1e-4, f"{where} row {excess.argmax()}: action outside {box}; clip it")
+    actions, terminations = actions.clip(-0.99999, 0.99999), data["terminals"] != 0
+    obs, timeouts = data["observations"], data.get("timeouts", np.zeros(len(actions))) != 0
+    next_obs = data.get("next_observations", np.roll(obs, -1, 0))
+    episodes, ends = [], np.flatnonzero(terminations | timeouts) + 1
+    timeouts[-1] = True  # left out like a timeout's step
+    for start, end in zip([0, *ends], ends):
+        if len(at := start + np.flatnonzero(~timeouts[start:end])):
+            columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
+            episodes.append(pack(args, *columns))
+    require(episodes, f"{where} no whole episode; mark their ends in terminals or timeouts")
+    return torch.cat(episodes)
+
+
+def make_env(args: Args, attributes: dict) -> gym.Env:
+    """The environment of --env-id, else the dataset's: flat observations, actions in [-1, 1]."""
+    env_id = args.env_id or attributes.get("env_id")
+    require(env_id, f"--env-id: {args.dataset} names no environment; give an id or module:id")
+    try:
+        kwargs = attributes.get("env_kwargs", "{}") if env_id == attributes.get("env_id") else "{}"
+        env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
+        env.reset(seed=0)
+    except Exception as error:  # whatever a module or an environment of the user's may raise
+        require(False, f"--env-id {env_id}: {error!r}; is it installed, or on PYTHONPATH?")
+    box = env.action_space
+    good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
+    require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
+    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+
+
+def seed_of(args: Args, purpose: str, k: int = 0) -> int:
+    """The seed of the k-th batch, episode ...: no generator has a state that could be lost."""
+    return int(np.random.SeedSequence([args.seed, k, *purpose.encode()]).generate_state(1)[0])
+
+
+def run_episode(agent: "Agent", env: gym.Env, seed: int, generator=None) -> tuple[tuple, float]:
+    """Plays the policy's mode, or with a generator samples: obs, actions, rewards, next_obs and
+    terminations, T rows each, and the highest success that the environment told, else nan."""
+    obs, _ = env.reset(seed=seed)
+    steps, success, over = [], math.nan, False
+    while not over:
+        state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
+        action = agent.act(state, generator).cpu().numpy()
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        steps.append((obs, action, float(reward), next_obs, terminated))
+        for key in info.keys() & {"success", "is_success", "goal_achieved"}:
+            success = np.fmax(success, float(info[key]))
+        obs, over = next_obs, terminated or truncated
+    return tuple(np.array(column) for column in zip(*steps)), success
+
+
+def evaluate(args: Args, agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
+    """Means over episodes with the same seeds each time. score: the success, if any episode told
+    it, else the return between the dataset's reference scores. q_s0 foretells discounted_return."""
+    results, low = [], attributes.get("ref_min_score", 0.0)
+    for k in range(args.eval_episodes):
+        (obs, _, rewards, _, _), success = run_episode(agent, env, seed_of(args, "evaluation", k))
+        start = torch.as_tensor(obs[:1], dtype=torch.float32, device=agent.device)
+        q_s0 = agent.critic(start, agent.act(start)[:, None]).min().item()
+        scaled = rewards * args.reward_scale + args.reward_bias
+        obtained = (scaled * args.gamma ** np.arange(len(scaled))).sum()
+        normalised = (rewards.sum() - low) / (attributes.get("ref_max_score", low + 1) - low)
+        results.append((success, normalised, rewards.sum(), obtained, q_s0))
+    columns = np.array(results).T
+    columns[:2] = columns[:2] if np.isnan(columns[0]).all() else np.nan_to_num(columns[0])
+    keys = ("success", "score", "return", "discounted_return", "q_s0")
+    return dict(zip(keys, columns.mean(1).tolist()))
+
+
+def parse_args(argv: list[str]) -> tuple[Args, dict]:
+    """The settings, checked, and the record of the run that args.json has or is to have."""
+    args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
+    flags = {word.split("=")[0] for word in argv if word.startswith("--")}
+    row = next((r for r in SETTINGS if f"{Path(args.dataset).stem}-".startswith(r + "-")), "own")
+    if "--resume" in flags and not {"-h", "--help"} & {*argv}:
+        others = " ".join(flags - {"--resume", "--device"})
+        require(not others, f"--resume takes all settings from the run; leave out {others}")
+        try:
+            record = json.loads((Path(args.resume) / "args.json").read_text())
+            own = {flag[2:]: getattr(args, flag[2:]) for flag in flags}
+            args, script = Args(**record["settings"] | own), record["script"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            require(False, f"--resume {args.resume}: not the folder of a run ({error})")
+        require(script == SCRIPT, f"--resume {args.resume}: made by {script}; continue with that")
+    else:
+        args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
+        args.dataset, stem = str(Path(args.dataset).resolve()), Path(args.dataset).stem
+        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{stem}-s{args.seed}"
+        record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
+    nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
+    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), awac_lambda=(1e-6, 1e9))
+    limits |= dict.fromkeys("gamma dropout expectile".split(), (0, 0.99999))
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))
+            good = not isinstance(number, (int, float)) or low <= number <= high
+            require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
+    share = args.offline_share
+    require(share == -1 or 0 <= share <= 1, f"--offline-share {share}: must be -1 or in [0, 1]")
+    require(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: no CUDA; use cpu")
+    require(not args.track or any(distributions(name="wandb")), "--track: pip install wandb first")
+    require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
+    return args, record
+
+
+def write(path: Path, content: bytes) -> None:
+    """All or nothing: into another file, which takes the name when it is whole."""
+    with open(path.with_suffix(".tmp"), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def open_run(args: Args, record: dict) -> tuple[Path, object]:
+    """The run's folder, which gets its args.json, and a lock on it that dies with the process."""
+    run_dir = Path(args.resume or args.run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)
+    except (OSError, filelock.Timeout) as error:
+        require(False, f"--run-dir {run_dir}: read-only, or a run is at work there ({error})")
+    begun, finished = ((run_dir / name).exists() for name in ("args.json", "summary.json"))
+    advice = "finished; take another" if finished else f"unfinished; use --resume {run_dir}"
+    require(args.resume or not begun, f"--run-dir {run_dir}: holds a run, {advice}")
+    if not args.resume:
+        git = subprocess.getstatusoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
+        record["commit"] = "unknown" if git[0] else git[1]
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
+        record["versions"] = {"python": sys.version} | {d.name: d.version for d in distributions()}
+        write(run_dir / "args.json", json.dumps(record, indent=2).encode())
+    return run_dir, lock
+
+
+def main() -> None:
+    # Everything that can be refused is refused before the run's folder is touched.
+    args, record = parse_args(sys.argv[1:])
+    data, attributes = read_dataset(args.dataset)
+    sha = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
+    require(record.setdefault("dataset_sha256", sha) == sha, f"{args.dataset} changed; restore it")
+    env = make_env(args, attributes)
+    dataset = load_episodes(args, data, env)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(seed_of(args, "weights"))
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    sizes = env.observation_space.shape[0], env.action_space.shape[0]
+    agent, buffer = Agent(args, *sizes, device), ReplayBuffer(args, dataset, *sizes, device)
+    run_dir, _lock = open_run(args, record)
+    if args.track:
+        __import__("wandb").init(config=record, sync_tensorboard=True)
+
+    # x, offline gradient steps plus online environment steps trained on, is the axis of all logs.
+    done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[])
+    checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
+    if args.resume and checkpoint.exists():
+        try:
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            vars(done).update(state["done"])
+            buffer.added += done.env_steps - len(state["ring"])
+            buffer.add(state["ring"])
+        except Exception as error:
+            require(False, f"{checkpoint} is damaged ({error!r:.60}); delete it to begin again")
+    # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
+    writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
+    print(f"{SCRIPT}: row '{record['row']}', {len(dataset)} transitions, {device}, {run_dir}")
+    total, first, began = args.offline_steps + args.online_steps, done.x, time.time()
+    saved, generator, metrics = began, torch.Generator(device), {}
+    while True:
+        x, fine_tuning, log = done.x, done.x >= args.offline_steps, (done.x + 1) % LOG_EVERY == 0
+        due = args.offline_steps + done.env_steps - x  # steps to train before the next episode
+        scalars = dict(metrics) if x % LOG_EVERY == 0 else {}
+        if look := x >= done.next_eval and (due == 0 or not fine_tuning):
+            result = evaluate(args, agent, env, attributes)
+            done.evals.append((x, result))
+            if scores := [past["score"] for at, past in done.evals if at > args.offline_steps]:
+                result["dip"] = min(scores) - done.evals[-len(scores) - 1][1]["score"]
+                result["regret"] = 1 - sum(scores) / len(scores)
+            scalars |= {f"eval/{key}": value for key, value in result.items()}
+            past, every, end = x, args.eval_every_offline, args.offline_steps
+            if fine_tuning:
+                past, every, end = x - end, args.eval_every_online, args.online_steps
+            done.next_eval = x + max(1, min(every - past % every, end - past))
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, x)
+        if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
+            last, rate = done.evals[-1][1], (x - first) / (time.time() - began)
+            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score "
+            line += f"{last['score']:.2f}  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
+            line += f" against {last['discounted_return']:6.1f}  {rate * args.utd:4.0f} updates/s"
+            line += f"  {max(total - x, 0) / (rate or math.nan) / 60:5.1f} min left"
+            print(line, end="\n" if look else "\r", flush=True)
+        if look or time.time() - saved > 60:
+            writer.flush()
+            online = torch.arange(-min(done.env_steps, len(buffer.ring)), 0) + buffer.added
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"done": vars(done), "ring": buffer.ring[online % len(buffer.ring)]}
+            torch.save(state, content := io.BytesIO())
+            write(checkpoint, content.getvalue())
+            saved = time.time()
+
+        if fine_tuning and due == 0:
+            if done.env_steps >= args.online_steps:
+                break
+            generator.manual_seed(seed_of(args, "exploration", done.episodes))
+            episode, _ = run_episode(agent, env, seed_of(args, "episode", done.episodes), generator)
+            buffer.add(pack(args, *episode))  # when it is over: now its returns are known
+            writer.add_scalar("train/return", episode[2].sum(), x + 1)
+            done.env_steps += len(episode[2])
+            done.episodes += 1
+        for k in range(args.utd if fine_tuning else 1):
+            batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
+            generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
+            metrics = agent.update(batch, agent.draw(args.batch_size, generator, log))
+        done.x += 1
+    writer.close()
+    offline = [result for x, result in done.evals if x <= args.offline_steps]
+    summary = {"before": offline[-1], "after": done.evals[-1][1]}
+    for phase, result in summary.items():
+        print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
+    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+    print(f"curves: python benchmarks/plot.py {run_dir}")
+    if (plot := HERE / "benchmarks" / "plot.py").exists():
+        subprocess.run([sys.executable, str(plot), str(run_dir)])
+
+
+if __name__ == "__main__":
+    main()
