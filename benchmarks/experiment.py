@@ -9,6 +9,7 @@ the default condition, each for the conditions of this call.
 """
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -16,27 +17,37 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs", "experiment")
-SCRIPTS = ("cql", "cal_ql")
-
-AUTHORS = ["--n-actions", "10", "--max-target-backup"]
-
-# condition -> flags, steps of warm-up, datasets, seeds of each
-CONDITIONS = {
-    "default": ([], 0, ("d0", "d1"), 8),
-    "warm-up of 1000 steps": ([], 1000, ("d0",), 8),
-    "pre-training half as long": (["--offline-steps", "3000"], 0, ("d0",), 4),
-    "pre-training twice as long": (["--offline-steps", "12000"], 0, ("d0",), 4),
-    "no traps": ([], 0, ("d0-safe",), 4),
-    "target entropy of the authors": (["--target-entropy", "-1"], 0, ("d0",), 4),
-    "10 actions and max backup of the authors": (AUTHORS, 0, ("d0",), 4),
-}
+SCRIPTS = ("iql", "awac", "cql", "cal_ql")
 DATASETS = {"d0": [], "d1": ["--seed", "1"], "d0-safe": ["--no-traps"]}  # flags of the collector
+
+
+class Condition(NamedTuple):
+    flags: list[str]  # of the script
+    warmup: int = 0  # online steps with batches from the dataset alone, see warmup.py
+    data: tuple[str, ...] = ("d0",)
+    seeds: int = 4  # of each script and dataset
+    scripts: tuple[str, ...] = SCRIPTS
+
+
+PAIR = ("cql", "cal_ql")
+CONDITIONS = {
+    "default": Condition([], data=("d0", "d1"), seeds=8),
+    "warm-up of 1000 steps": Condition([], warmup=1000, seeds=8, scripts=PAIR),
+    "pre-training half as long": Condition(["--offline-steps", "3000"]),
+    "pre-training twice as long": Condition(["--offline-steps", "12000"]),
+    "no traps": Condition([], data=("d0-safe",)),
+    "target entropy of the authors": Condition(["--target-entropy", "-1"], scripts=PAIR),
+    "10 actions and max backup of the authors": Condition(
+        ["--n-actions", "10", "--max-target-backup"], scripts=PAIR
+    ),
+}
 
 
 @dataclass
@@ -58,8 +69,8 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        name = f"{self.script}-{self.data}-s{self.seed}"
-        return RUNS / self.condition.replace(" ", "-") / name
+        condition = self.condition.replace("--", "").replace(" ", "-")
+        return RUNS / condition / f"{self.script}-{self.data}-s{self.seed}"
 
     def command(self) -> list[str]:
         start = [f"{self.script}.py"]
@@ -86,6 +97,19 @@ def run(job: Job) -> None:
         status = subprocess.run(job.command(), stdout=log, stderr=log).returncode
     if status:
         print(f"{job.folder}: ended with status {status}, see {job.folder}.log", file=sys.stderr)
+
+
+def run_all(jobs: list[Job], at_a_time: int) -> list[dict]:
+    """Makes the datasets and does the runs that are not done yet; a row for each finished run."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name in sorted({job.data for job in jobs}):
+        if not dataset(name).exists():
+            collect = ["-m", "benchmarks.pointmaze", *DATASETS[name], "--out", str(dataset(name))]
+            subprocess.run([sys.executable, *collect], check=True)
+    with ThreadPoolExecutor(at_a_time) as pool:
+        list(pool.map(run, jobs))
+    rows = [row(job) for job in jobs if (job.folder / "summary.json").exists()]
+    return rows or sys.exit("no run has finished")
 
 
 def row(job: Job) -> dict:
@@ -121,6 +145,17 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_results(rows: list[dict], runs: Path, means: Path) -> None:
+    """Every run as CSV, and the table of means, which is shown, too."""
+    runs.parent.mkdir(parents=True, exist_ok=True)
+    with open(runs, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    means.write_text(table(rows))
+    print(table(rows))
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     os.chdir(ROOT)
@@ -128,32 +163,15 @@ def main() -> None:
     if unknown := set(args.only) - set(CONDITIONS):
         print(f"experiment: no {', '.join(unknown)}; there are {', '.join(CONDITIONS)}")
         sys.exit(2)
-    for condition in args.only or CONDITIONS:
-        flags, warmup, names, seeds = CONDITIONS[condition]
-        for seed in range(args.seeds or seeds):
-            for name in names:
-                jobs += [Job(condition, script, name, seed, flags, warmup) for script in SCRIPTS]
-    RUNS.mkdir(parents=True, exist_ok=True)
-    for name in sorted({job.data for job in jobs}):
-        if not dataset(name).exists():
-            collect = ["-m", "benchmarks.pointmaze", *DATASETS[name], "--out", str(dataset(name))]
-            subprocess.run([sys.executable, *collect], check=True)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(run, jobs))
-
-    done = [job for job in jobs if (job.folder / "summary.json").exists()]
-    if not done:
-        sys.exit("experiment: no run has finished")
-    rows = [row(job) for job in done]
-    args.results.mkdir(parents=True, exist_ok=True)
-    with open(args.results / "runs.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    (args.results / "results.md").write_text(table(rows))
-    print(table(rows))
-    folders = [str(job.folder) for job in done if job.condition == "default"]
-    if folders:
+    for name in args.only or CONDITIONS:
+        condition = CONDITIONS[name]
+        for seed, data in itertools.product(range(args.seeds or condition.seeds), condition.data):
+            for script in condition.scripts:
+                jobs.append(Job(name, script, data, seed, condition.flags, condition.warmup))
+    rows = run_all(jobs, args.jobs)
+    write_results(rows, args.results / "runs.csv", args.results / "results.md")
+    default = [job.folder for job in jobs if job.condition == "default"]
+    if folders := [str(folder) for folder in default if (folder / "summary.json").exists()]:
         figure = ["benchmarks/plot.py", *folders, "--out", str(args.results / "default")]
         subprocess.run([sys.executable, *figure], check=True)
 
