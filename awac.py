@@ -94,7 +94,7 @@ SETTINGS = {
         failure_reward=0.0, critic_hidden=(256, 256, 256, 256)),
     "kitchen-complete": KITCHEN | dict(awac_lambda=0.3), "kitchen": KITCHEN,
     "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}  # fmt: skip
-OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights, which are as the others here
+OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights: the same as of the others
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -178,7 +178,7 @@ class Agent(nn.Module):
 
     def actor_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
         # A = min_i Q_i(s, a) - V(s), and V(s) the mean Q of pi's own actions, the lower of the two.
-        actions = batch.actions.clamp(-1 + 1e-5, 1 - 1e-5)
+        actions = batch.actions.clamp(-1 + 1e-5, 1 - 1e-5)  # as the dataset's are from the start
         mean, log_std = self.actor(batch.obs)
         with torch.no_grad():
             policy_actions = mean[:, None] + log_std.exp() * noise["actor"]  # (B, n, act)

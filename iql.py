@@ -97,7 +97,7 @@ SETTINGS = {
     "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
         eval_every_online=5_000, infinite_horizon=True, offline_share=0.25, beta=0.5, dropout=0.1),
     "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}  # fmt: skip
-OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights, which are as the others here
+OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights: the same as of the others
 
 
 def mlp(*widths: int) -> nn.Sequential:

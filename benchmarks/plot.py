@@ -3,13 +3,15 @@
     python benchmarks/plot.py RUN_DIR                   RUN_DIR/curves.png and RUN_DIR/curves.csv
     python benchmarks/plot.py RUN_DIR RUN_DIR ... --out NAME          NAME.png and NAME.csv
 
-Above the success (or score) of every evaluation, below Q(s0), the critics' forecast, against the
-discounted return really obtained; pre-training left of the dashed line, fine-tuning right of it.
-Thin lines are runs, a thick one is the mean over a script's runs. The CSV holds everything that the
-evaluations logged: script, dataset, seed, key, step, value.
+From above: the success (or score) of every evaluation; Q(s0), the critics' forecast, against the
+discounted return really obtained; and the calibration gap of the training batches, Q of the
+policy's actions minus the data's return. Pre-training left of the dashed line, fine-tuning right of
+it. Thin lines are runs, a thick one is the mean over a script's runs. The CSV holds everything that
+the evaluations logged: script, dataset, seed, key, step, value.
 """
 
 import csv
+import itertools
 import json
 import logging
 import sys
@@ -22,7 +24,16 @@ import tyro
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-COLOURS = {"cql": "tab:red", "cal_ql": "tab:blue", "iql": "tab:green", "awac": "tab:orange"}
+# In the order in which they are drawn, one over the other.
+COLOURS = {"iql": "tab:green", "awac": "tab:orange", "cql": "tab:red", "cal_ql": "tab:blue"}
+PANELS = {  # label of the axis -> keys with style and label of the curve
+    "score at evaluation": {"eval/score": ("-", "")},
+    "discounted, in scaled rewards": {
+        "eval/q_s0": ("-", ": Q(s0)"),
+        "eval/discounted_return": (":", ": return obtained"),
+    },
+    "calibration gap in training": {"calibration/gap": ("-", "")},
+}
 
 
 def fail(problem: str) -> NoReturn:
@@ -57,40 +68,39 @@ def read_run(folder: Path) -> Run:
 
 
 def mean_curve(runs: list[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over runs at the nominal evaluation steps; runs evaluate at the next episode's end."""
+    """Mean over runs at the nominal evaluation steps; runs evaluate at the next episode's end. What
+    is logged in training is so at the same steps in all runs."""
     settings = runs[0].settings
     switch, end = settings["offline_steps"], settings["offline_steps"] + settings["online_steps"]
     offline = np.arange(0, switch, settings["eval_every_offline"])
     online = np.arange(switch, end + 1, settings["eval_every_online"])
     grid = np.concatenate([offline, online])
+    if not key.startswith("eval/"):
+        grid = runs[0].scalars[key][0]
+        grid = grid[grid <= end]
     return grid, np.mean([np.interp(grid, *run.scalars[key]) for run in runs], 0)
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    figure = Figure(figsize=(8, 7))  # not pyplot: no display, no window, no state
-    above, below = figure.subplots(2, 1, sharex=True)
-    for script in sorted({run.script for run in runs}):
-        group = [run for run in runs if run.script == script]
-        colour = COLOURS.get(script)
-        panels = [(above, "eval/score", "-"), (below, "eval/q_s0", "-")]
-        for axes, key, style in [*panels, (below, "eval/discounted_return", ":")]:
-            label = {"eval/q_s0": f"{script}: Q(s0)", "eval/score": f"{script}"}.get(key)
-            label = label or f"{script}: return obtained"
+    figure = Figure(figsize=(8, 9))  # not pyplot: no display, no window, no state
+    rows = figure.subplots(len(PANELS), 1, sharex=True)
+    scripts = sorted({run.script for run in runs}, key=[*COLOURS, *(r.script for r in runs)].index)
+    for axes, (name, curves) in zip(rows, PANELS.items()):
+        for script, (key, (style, suffix)) in itertools.product(scripts, curves.items()):
+            group = [run for run in runs if run.script == script and key in run.scalars]
+            colour, label = COLOURS.get(script), script + suffix
+            thin = dict(alpha=0.25, linewidth=0.8) if len(group) > 1 else dict(label=label)
             for run in group:
-                thin = dict(alpha=0.25, linewidth=0.8) if len(group) > 1 else dict(linewidth=2)
-                name = None if len(group) > 1 else label
-                axes.plot(*run.scalars[key], style, color=colour, label=name, **thin)
+                axes.plot(*run.scalars[key], style, color=colour, **thin)
             if len(group) > 1:
                 label = f"{label} (mean of {len(group)})"
                 axes.plot(*mean_curve(group, key), style, color=colour, linewidth=2.2, label=label)
-    for axes, place in ((above, "center"), (below, "lower left")):
         axes.axvline(runs[0].settings["offline_steps"], color="grey", linestyle="--", linewidth=1)
         axes.grid(alpha=0.3)
-        axes.legend(loc=place, fontsize=8)
-    above.set_ylabel("score at evaluation")
-    below.set_ylabel("discounted, in scaled rewards")
-    below.set_xlabel("gradient steps of pre-training | environment steps of fine-tuning")
-    above.set_title(", ".join(sorted({Path(run.settings["dataset"]).stem for run in runs})))
+        axes.legend(fontsize=7, ncols=len(curves))
+        axes.set_ylabel(name)
+    rows[-1].set_xlabel("gradient steps of pre-training | environment steps of fine-tuning")
+    rows[0].set_title(", ".join(sorted({Path(run.settings["dataset"]).stem for run in runs})))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -45,25 +45,25 @@ def merit(rows: list[dict]) -> tuple[float, float]:
     return round(float(np.mean(success)), 6), float(np.mean(obtained))
 
 
+def ranked(rows: list[dict]) -> list[dict]:
+    """Script after script, the best setting of each first."""
+    settings = {}
+    for row in rows:
+        settings.setdefault((row["script"], row["condition"]), []).append(row)
+    best_first = sorted(settings.values(), key=merit, reverse=True)
+    best_first.sort(key=lambda group: list(GRIDS).index(group[0]["script"]))
+    return [row for group in best_first for row in group]
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     os.chdir(ROOT)
     jobs = []
     for script, grid in GRIDS.items():
         for values in itertools.product(*grid.values()):
-            pairs = [f"--{name} {value}" for name, value in zip(grid, values)]
-            condition, flags = " ".join(pairs), " ".join(pairs).split()
-            jobs += [Job(condition, script, "d0", seed, flags, 0) for seed in SEEDS]
-    rows = run_all(jobs, args.jobs)
-    groups = [(row["script"], row["condition"]) for row in rows]
-    by_setting = {
-        key: [r for r, k in zip(rows, groups) if k == key] for key in dict.fromkeys(groups)
-    }
-    order = {script: i for i, script in enumerate(GRIDS)}
-    ranked = sorted(
-        by_setting, key=lambda key: (order[key[0]], *(-x for x in merit(by_setting[key])))
-    )
-    rows = [row for key in ranked for row in by_setting[key]]
+            setting = " ".join(f"--{name} {value}" for name, value in zip(grid, values))
+            jobs += [Job(setting, script, "d0", seed, setting.split(), 0) for seed in SEEDS]
+    rows = ranked(run_all(jobs, args.jobs))
     write_results(rows, args.results / "sweep.csv", args.results / "sweep.md")
 
 

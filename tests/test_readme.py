@@ -1,10 +1,11 @@
 """What the README shows is run as it stands there."""
 
 import re
+import shutil
 import subprocess
 import sys
 
-from scripts import ROOT
+from scripts import BANNER, ROOT, SCRIPTS, text_of
 
 README = (ROOT / "README.md").read_text()
 
@@ -44,17 +45,24 @@ def test_links_lead_somewhere():
 
 
 def test_line_counts_are_true():
-    for name, lines in re.findall(r"\| \[`(\w+\.py)`\]\(\1\) \| (\d+) \|", README):
-        assert len((ROOT / name).read_text().splitlines()) == int(lines), name
+    """Those of the files, and of what changes from each to the next one to be read."""
+    rows = re.findall(r"\| \[`(\w+)\.py`\]\(\1\.py\) \| (\d+) \| ?(\d*) \|", README)
+    assert [name for name, _, _ in rows] == ["iql", "awac", "cql", "cal_ql"]
+    for (one, *_), (other, lines, changed) in zip([("", ""), *rows], rows):
+        assert len(text_of(other).splitlines()) == int(lines), other
+        if one and shutil.which("diff"):
+            diff = ["diff", *(str(ROOT / f"{name}.py") for name in (one, other))]
+            shown = subprocess.run(diff, capture_output=True, text=True).stdout
+            assert len(re.findall("(?m)^[<>]", shown)) == int(changed), other
 
 
 def test_length_of_part_one_is_true():
-    lines = (ROOT / "cql.py").read_text().splitlines()
-    banner = next(i for i, line in enumerate(lines) if line.startswith("# ==== Part II"))
-    assert f"the first {banner} lines" in README
+    lengths = [text_of(name).partition(BANNER)[0].count("\n") for name in ("iql", "awac", "cql")]
+    assert f"the first {lengths[2]} lines of `cql.py` and fewer of" in README.replace("\n", " ")
+    assert max(lengths) == lengths[2]
 
 
 def test_every_logged_key_is_explained():
-    source = (ROOT / "cql.py").read_text()
-    for key in re.findall(r'"((?:loss|q|pi|calibration|train)/\w+)"', source):
-        assert f"`{key}`" in README, key
+    for name in SCRIPTS:
+        for key in re.findall(r'"((?:loss|q|pi|calibration|train)/\w+)"', text_of(name)):
+            assert f"`{key}`" in README, key
