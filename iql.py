@@ -18,7 +18,8 @@ data's actions, stands for the best of them, and pi copies the data, the better 
 IQL:    Kostrikov et al. 2021, arXiv:2110.06169.
 Code:   github.com/ikostrikov/implicit_q_learning, 09d7002, settles what the paper leaves open.
 Run:    python iql.py                  the embedded task, or with --dataset and --env-id your own
-Expect: EXPECT
+Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online it climbs further, and
+        what the policy could do is kept.
 """
 
 import copy
@@ -91,7 +92,7 @@ ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2
 SETTINGS = {
     "pointmaze": dict(offline_steps=6_000, online_steps=4_000, eval_every_offline=500,
         eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
-        actor_hidden=(64, 64), critic_hidden=(64, 64), value_hidden=(64, 64)),
+        actor_hidden=(64, 64), critic_hidden=(64, 64), value_hidden=(64, 64), beta=10.0),
     "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
         reward_bias=-1.0, failure_reward=0.0, expectile=0.9, beta=10.0),
     "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
