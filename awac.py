@@ -6,9 +6,10 @@
 # ///
 """AWAC, advantage-weighted actor-critic: pre-trained on a dataset, then fine-tuned online.
 
-Two critics Q_i with slow copies Q'_i, a policy pi, a transition (s, a, r, s', d) of the data. The
-critics judge the policy; the policy copies the data, the better actions more. Nothing changes when
-the data become its own: one buffer takes what the policy does after what it was given.
+Two critics Q_i with slow copies Q'_i, a policy pi, a transition (s, a, r, s', d) of the data; G,
+the discounted return that followed it there, is for the log alone. The critics judge what pi would
+do; pi copies the data, the better actions more. Nothing changes when fine-tuning begins: what pi
+does goes to the same buffer and is data, too:
 
   L(Q_i) = E (Q_i(s, a) - y)^2      with y = r + gamma (1 - d) min_i Q'_i(s', a')    a' ~ pi(.|s')
   A      = min_i Q_i(s, a) - min_i Q_i(s, a~)                                        a~ ~ pi(.|s)

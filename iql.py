@@ -7,8 +7,9 @@
 """IQL, implicit Q-learning: pre-trained on a dataset, then fine-tuned online.
 
 Two critics Q_i with slow copies Q'_i, a value V, a policy pi, a transition (s, a, r, s', d) of the
-data. No loss asks for the Q of an action that is not in the data: V, an expectile of Q over the
-data's actions, stands for the best of them, and pi copies the data, the better actions more:
+data; G, the discounted return that followed it there, is for the log alone. No loss needs Q of an
+action that is not in the data: V, an expectile of Q over the data's actions, stands for the best of
+them, and pi copies the data, the better actions more:
 
   A      = min_i Q'_i(s, a) - V(s)
   L(V)   = E |e - 1(A < 0)| A^2
