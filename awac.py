@@ -18,8 +18,8 @@ does goes to the same buffer and is data, too:
 AWAC:   Nair et al. 2020, arXiv:2006.09359.
 Code:   github.com/ikostrikov/jaxrl, 4a9abaf, settles what the paper leaves open.
 Run:    python awac.py                 the embedded task, or with --dataset and --env-id your own
-Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online it climbs further, and
-        what the policy could do is kept.
+Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online what the policy could
+        do is kept, and more is obtained.
 """
 
 import copy

@@ -19,8 +19,8 @@ them, and pi copies the data, the better actions more:
 IQL:    Kostrikov et al. 2021, arXiv:2110.06169.
 Code:   github.com/ikostrikov/implicit_q_learning, 09d7002, settles what the paper leaves open.
 Run:    python iql.py                  the embedded task, or with --dataset and --env-id your own
-Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online it climbs further, and
-        what the policy could do is kept.
+Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online what the policy could
+        do is kept, and more is obtained.
 """
 
 import copy

@@ -22,17 +22,18 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # In the order in which they are drawn, one over the other.
 COLOURS = {"iql": "tab:green", "awac": "tab:orange", "cql": "tab:red", "cal_ql": "tab:blue"}
-PANELS = {  # label of the axis -> keys with style and label of the curve
-    "score at evaluation": {"eval/score": ("-", "")},
+PANELS = {  # label of the axis -> keys with style and meaning of the curve
+    "score at evaluation": {"eval/score": ("-", "score")},
     "discounted, in scaled rewards": {
-        "eval/q_s0": ("-", ": Q(s0)"),
-        "eval/discounted_return": (":", ": return obtained"),
+        "eval/q_s0": ("-", "Q(s0)"),
+        "eval/discounted_return": (":", "return obtained"),
     },
-    "calibration gap in training": {"calibration/gap": ("-", "")},
+    "calibration gap in training": {"calibration/gap": ("-", "gap")},
 }
 
 
@@ -86,19 +87,24 @@ def draw(runs: list[Run], path: Path) -> None:
     rows = figure.subplots(len(PANELS), 1, sharex=True)
     scripts = sorted({run.script for run in runs}, key=[*COLOURS, *(r.script for r in runs)].index)
     for axes, (name, curves) in zip(rows, PANELS.items()):
-        for script, (key, (style, suffix)) in itertools.product(scripts, curves.items()):
+        for script, (key, (style, _)) in itertools.product(scripts, curves.items()):
             group = [run for run in runs if run.script == script and key in run.scalars]
-            colour, label = COLOURS.get(script), script + suffix
-            thin = dict(alpha=0.25, linewidth=0.8) if len(group) > 1 else dict(label=label)
+            look, label = dict(linestyle=style, color=COLOURS.get(script)), script
             for run in group:
-                axes.plot(*run.scalars[key], style, color=colour, **thin)
+                thin = dict(alpha=0.25, linewidth=0.8) if len(group) > 1 else dict(label=label)
+                axes.plot(*run.scalars[key], **look, **thin)
             if len(group) > 1:
-                label = f"{label} (mean of {len(group)})"
-                axes.plot(*mean_curve(group, key), style, color=colour, linewidth=2.2, label=label)
+                label = f"{script} (mean of {len(group)})"
+                axes.plot(*mean_curve(group, key), **look, linewidth=2.2, label=label)
         axes.axvline(runs[0].settings["offline_steps"], color="grey", linestyle="--", linewidth=1)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, ncols=len(curves))
         axes.set_ylabel(name)
+        if len(curves) > 1:  # the colours stand in the first panel
+            styles = [
+                Line2D([], [], color="grey", linestyle=x, label=y) for x, y in curves.values()
+            ]
+            axes.legend(handles=styles, fontsize=8)
+    rows[0].legend(fontsize=8)
     rows[-1].set_xlabel("gradient steps of pre-training | environment steps of fine-tuning")
     rows[0].set_title(", ".join(sorted({Path(run.settings["dataset"]).stem for run in runs})))
     figure.tight_layout()

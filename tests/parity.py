@@ -3,10 +3,11 @@
     python tests/parity.py SCRIPT FIXTURE.npz [...]
 
 SCRIPT is cal_ql, cal_ql.py or a path. A fixture holds weights, a batch, the noise of some updates
-and what the reference made of them in float32 and float64: losses, gradients, weights and values
-on the way (`meta` names source and settings). The script's own code does the same updates, and the
-largest relative errors are printed, with a verdict. return_to_go.npz holds episodes and what the
-reference made of them; the script's loading of data and its returns do the same.
+(IQL needs none without dropout) and what the reference made of them in float32 and float64: losses,
+values on the way, gradients and weights (`meta` names source and settings). The script's own code
+does the same updates, and the largest relative errors are printed, with a verdict. return_to_go.npz
+holds episodes and what the reference made of them; the script's loading of data and its returns do
+the same.
 
 Exit status 0: all within the tolerances, or a fixture asks for a setting that the scripts
 deliberately do not offer, which is named. 1: beyond the tolerances. 2: a file that cannot be used.
@@ -18,7 +19,8 @@ import re
 import sys
 import zipfile
 import zlib
-from types import ModuleType, SimpleNamespace
+from collections.abc import Iterator
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -68,10 +70,85 @@ def section(arrays: Arrays, prefix: str) -> Arrays:
 # --- Scripts: how each is given a fixture, and what fixtures call its numbers ---------------------
 
 
-class Cql:
+class Problem:
+    """A script's agent and batch, and its numbers by the names that fixtures have for them."""
+
+    fixed = {}  # what the authors can set and the scripts cannot, on purpose: name -> value here
+    reasons = {}  # what that means, where the name does not tell
+    unseen = ()  # columns that no loss sees, so that fixtures do not have them
+
+    @classmethod
+    def of(cls, script: ModuleType, settings: dict, arrays: Arrays, dtype) -> "Problem":
+        for name, value in cls.fixed.items():
+            found = settings.get(name, value)
+            found = float(found) if isinstance(value, float) else found  # "-inf" is a text in JSON
+            if found != value:
+                reason = f" ({cls.reasons[name]})" if name in cls.reasons else ""
+                raise NotOffered(f"{name}={found}, here always {value}{reason}")
+        arrays = dict(arrays)
+        for name in cls.unseen:
+            arrays[f"batch/{name}"] = np.zeros_like(arrays["batch/rewards"])
+        if "batch/masks" in arrays:
+            arrays["batch/dones"] = 1 - arrays["batch/masks"]
+        names = ("observations", "actions", "rewards", "next_observations", "dones", "mc_returns")
+        columns = [torch.tensor(arrays[f"batch/{name}"], dtype=dtype) for name in names]
+        batch = script.Batch(*(x if x.ndim == 2 else x[:, None] for x in columns))
+        args = script.Args(**cls.flags(settings, arrays))
+        agent = script.Agent(args, batch.obs.shape[1], batch.actions.shape[1], "cpu").to(dtype)
+        return cls(agent, batch)
+
+    @classmethod
+    def flags(cls, settings: dict, arrays: Arrays) -> dict:
+        """The script's flags. Sizes are read off the arrays: any file of the format will do."""
+        raise NotImplementedError
+
+    def __init__(self, agent: nn.Module, batch: tuple[Tensor, ...]):
+        self.agent, self.args, self.batch = agent, agent.args, batch
+        self.magnified = {}  # loss or value -> by how much the roundings of numbers grow in it
+
+    def parameters(self, **more_networks: nn.Sequential) -> dict[str, Tensor]:
+        critic, target = self.agent.critic.nets, self.agent.critic_target.nets
+        networks = dict(actor=self.agent.actor.net, q1=critic[0], q2=critic[1])
+        networks |= dict(q1_target=target[0], q2_target=target[1]) | more_networks
+        named = {}
+        for network, layers in networks.items():
+            for i, layer in enumerate(x for x in layers if isinstance(x, nn.Linear)):
+                named[f"{network}/dense{i}/kernel"] = layer.weight
+                named[f"{network}/dense{i}/bias"] = layer.bias
+        return named
+
+    def learning_rate(self, name: str) -> float:
+        """What a step moves a parameter by, at most about; slow critics follow the others."""
+        network = name.split("/")[0]
+        if network in ("actor", "log_alpha"):
+            return self.args.actor_lr
+        return self.args.value_lr if network == "v" else self.args.critic_lr
+
+    def noise(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the script's update is given as its noise."""
+        raise NotImplementedError
+
+    def update(self, noise: dict[str, Tensor]) -> tuple[dict, dict]:
+        """Does an update; returns the script's losses and its values on the way."""
+        raise NotImplementedError
+
+    def pairs(self, values: dict, local: Arrays) -> Iterator[tuple]:
+        """(name, the script's, the reference's, scale of errors) for each value that both have."""
+        for name in [name for name in values if name in local]:
+            found, wanted = values[name].detach().numpy(), local[name]
+            # Scalars are columns in the script: (B, 1) is (B,) here.
+            found = found.reshape(wanted.shape) if found.size == wanted.size else found
+            yield name, found, wanted, np.abs(wanted).max()
+
+    def saturated(self, noise: dict[str, Tensor]) -> bool:
+        """Whether torch has less than its usual precision here."""
+        return False
+
+
+class Cql(Problem):
     """cql.py and cal_ql.py."""
 
-    fixed = dict(  # what the authors can set and the scripts cannot, on purpose
+    fixed = dict(
         use_cql=True,
         alpha_multiplier=1.0,
         use_automatic_entropy_tuning=True,
@@ -79,8 +156,9 @@ class Cql:
         cql_temp=1.0,
         cql_clip_diff_min=-np.inf,
         cql_clip_diff_max=np.inf,
-        rng="shared",  # "native": each of the five losses has noise of its own
+        rng="shared",
     )
+    reasons = dict(rng="one noise for all five losses")
     logged = {  # metric -> the reference's variables that it is the mean of, by a pattern
         "q/data": r"q\d_pred",
         "q/random": r"cql_q\d_rand",
@@ -93,16 +171,10 @@ class Cql:
         "q/lagrange": r"alpha_prime",
     }
 
-    def __init__(self, script: ModuleType, settings: dict, arrays: Arrays, dtype: torch.dtype):
-        for name, value in self.fixed.items():
-            found = settings.get(name, value)
-            found = float(found) if isinstance(value, float) else found  # "-inf" is a text in JSON
-            if found != value:
-                raise NotOffered(f"{name}={found}, here always {value}")
-        self.settings = settings
-        # Sizes are read off the arrays, so that any file of the format will do.
+    @classmethod
+    def flags(cls, settings: dict, arrays: Arrays) -> dict:
         action_dim = arrays["batch/actions"].shape[1]
-        self.args = script.Args(
+        return dict(
             gamma=settings["discount"],
             tau=settings["soft_target_update_rate"],
             actor_hidden=hidden_widths(arrays, "actor"),
@@ -116,21 +188,9 @@ class Cql:
             lagrange_gap=settings["cql_target_action_gap"] if settings["cql_lagrange"] else None,
             target_entropy=settings.get("target_entropy", -action_dim) / action_dim,
         )
-        names = ("observations", "actions", "rewards", "next_observations", "dones", "mc_returns")
-        columns = [torch.tensor(arrays[f"batch/{name}"], dtype=dtype) for name in names]
-        self.batch = script.Batch(*(x if x.ndim == 2 else x[:, None] for x in columns))
-        obs_dim = self.batch.obs.shape[1]
-        self.agent = script.Agent(self.args, obs_dim, action_dim, "cpu").to(dtype)
 
     def parameters(self) -> dict[str, Tensor]:
-        actor, critic, target = self.agent.actor, self.agent.critic, self.agent.critic_target
-        networks = {"actor": actor.net, "q1": critic.nets[0], "q2": critic.nets[1]}
-        networks |= {"q1_target": target.nets[0], "q2_target": target.nets[1]}
-        named = {}
-        for network, layers in networks.items():
-            for i, layer in enumerate(x for x in layers if isinstance(x, nn.Linear)):
-                named[f"{network}/dense{i}/kernel"] = layer.weight
-                named[f"{network}/dense{i}/bias"] = layer.bias
+        named, actor = super().parameters(), self.agent.actor
         named["actor/log_std_multiplier"] = actor.log_std_multiplier
         named["actor/log_std_offset"] = actor.log_std_offset
         named["log_alpha"] = self.agent.log_alpha
@@ -138,17 +198,11 @@ class Cql:
             named["log_alpha_prime"] = self.agent.log_lagrange
         return named
 
-    def learning_rate(self, name: str) -> float:
-        policy = name == "log_alpha" or name.startswith("actor/")
-        return self.settings["policy_lr" if policy else "qf_lr"]
-
     def noise(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         size, act = self.batch.actions.shape
         many = (size, self.args.n_actions, act)
         shapes = dict(eps_pi=(size, act), eps_current=many, eps_next=many, u_random=many)
-        for name, shape in shapes.items():
-            if draws[name].shape != shape:
-                raise Unusable(f"{name} has the shape {tuple(draws[name].shape)}, not {shape}")
+        check_shapes(draws, shapes)
         return {
             "actor": draws["eps_pi"][:, None],
             "target": draws["eps_next_target"].reshape(size, -1, act),  # or (size, act)
@@ -156,16 +210,21 @@ class Cql:
             "random": draws["u_random"],
         }
 
-    def losses(self, noise: dict[str, Tensor]) -> tuple[dict, dict]:
-        """Losses by the names of the fixtures, and the metrics that the script logs."""
+    def update(self, noise: dict[str, Tensor]) -> tuple[dict, dict]:
+        """All losses are of the old weights. The values on the way are the metrics of the log."""
         critic, metrics = self.agent.critic_losses(self.batch, noise)
         actor, actor_metrics = self.agent.actor_losses(self.batch, noise)
-        named = {"policy_loss": actor["actor"], "alpha_loss": actor["alpha"]}
-        named |= {"qf1_loss": critic["critic"][0], "qf2_loss": critic["critic"][1]}
-        return named | {"alpha_prime_loss": critic["lagrange"]}, metrics | actor_metrics
-
-    def update(self, noise: dict[str, Tensor]) -> None:
+        losses = {"policy_loss": actor["actor"], "alpha_loss": actor["alpha"]}
+        losses |= {"qf1_loss": critic["critic"][0], "qf2_loss": critic["critic"][1]}
+        losses["alpha_prime_loss"] = critic["lagrange"]
         self.agent.update(self.batch, noise)
+        return losses, metrics | actor_metrics
+
+    def pairs(self, values: dict, local: Arrays) -> Iterator[tuple]:
+        for name, pattern in self.logged.items():
+            if parts := [local[key] for key in sorted(local) if re.fullmatch(pattern, key)]:
+                mean = np.mean(parts, dtype=np.float64)
+                yield name, values[name].detach().numpy(), mean, np.abs(parts).max()
 
     def saturated(self, noise: dict[str, Tensor]) -> bool:
         """Whether an action before tanh is beyond 10: torch's softplus is cut off there, which
@@ -177,6 +236,145 @@ class Cql:
             return bool(((mean + log_std.exp() * draws).abs() > 10).any())
 
 
+class AdvantageWeighted(Problem):
+    """What iql.py and awac.py share. Their networks learn one after the other, the later ones from
+    what the earlier have just become: the losses and values are those of an update under way."""
+
+    fixed = dict(state_dependent_std=False, tanh_squash_distribution=False)
+    unseen = ("mc_returns",)
+
+    @classmethod
+    def flags(cls, settings: dict, arrays: Arrays) -> dict:
+        return dict(
+            gamma=settings["discount"],
+            tau=settings["tau"],
+            actor_hidden=hidden_widths(arrays, "actor"),
+            critic_hidden=hidden_widths(arrays, "q1"),
+            actor_lr=settings["actor_lr"],
+            critic_lr=settings["critic_lr"],
+        )
+
+    def parameters(self, **more_networks: nn.Sequential) -> dict[str, Tensor]:
+        named = super().parameters(**more_networks)
+        return named | {"actor/log_stds": self.agent.actor.log_std}
+
+    def watched_update(self, noise: dict[str, Tensor]) -> tuple[dict, dict, dict[str, dict]]:
+        """Losses and values that both scripts have, and what they are made of: the variables of the
+        agent's methods, each as it returned from its last call, as a debugger would show them."""
+        seen = {}
+
+        def watch(frame: FrameType, event: str, result) -> None:
+            if event == "return" and frame.f_locals.get("self") is self.agent:
+                seen[frame.f_code.co_name] = {**frame.f_locals, "return": result}
+
+        before = sys.getprofile()
+        sys.setprofile(watch)
+        try:
+            metrics = self.agent.update(self.batch, noise)
+        finally:
+            sys.setprofile(before)
+        critic = seen["critic_loss"]
+        q1, q2 = critic["q_data"]
+        # The log has the mean of the critics' two losses, the reference their sum.
+        losses = dict(critic_loss=2 * metrics["loss/td"], actor_loss=metrics["loss/actor"])
+        losses |= dict(q1=q1.mean(), q2=q2.mean())
+        values = dict(q1_pred=q1, q2_pred=q2, td_target=critic["target_q"])
+        return losses, values, seen
+
+    def magnify(self, seen: dict[str, dict], advantage: Tensor, rate: float) -> None:
+        """A difference of two values has the rounding errors of the values, however small it is,
+        and an exponential makes them relative ones: exp(rate (A + error))."""
+        q, y = seen["critic_loss"]["q_data"], seen["critic_loss"]["target_q"]
+        size = max(x.abs().max().item() for x in (q, y))
+        actor = seen["actor_loss"]
+        terms = actor["weights"] * actor["pi"].log_prob(self.batch.actions).sum(-1, keepdim=True)
+        one_sided = (terms.abs().sum() / terms.sum().abs()).item()
+        self.magnified = {
+            "adv": size / advantage.abs().max().item(),
+            "weights": rate * size,
+            "exp_a": rate * size,
+            "actor_loss": rate * size * one_sided,
+            "value_loss": 2 * size / advantage.square().mean().sqrt().item(),
+            "critic_loss": 2 * size / (q - y).square().mean().sqrt().item(),
+        }
+
+
+class Iql(AdvantageWeighted):
+    """iql.py."""
+
+    fixed = AdvantageWeighted.fixed | dict(opt_decay_schedule=None)
+    reasons = dict(opt_decay_schedule="the policy's learning rate stays the same")
+
+    @classmethod
+    def flags(cls, settings: dict, arrays: Arrays) -> dict:
+        flags = super().flags(settings, arrays)
+        flags |= dict(value_hidden=hidden_widths(arrays, "v"), value_lr=settings["value_lr"])
+        flags |= dict(expectile=settings["expectile"], beta=settings["temperature"])
+        return flags | dict(dropout=settings.get("dropout_rate") or 0.0)
+
+    def parameters(self) -> dict[str, Tensor]:
+        return super().parameters(v=self.agent.value)
+
+    def noise(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        widths = self.args.actor_hidden if self.args.dropout else ()
+        names = [f"dropout_keep_layer{i}" for i in range(len(widths))]
+        check_shapes(draws, {name: (len(self.batch.obs), n) for name, n in zip(names, widths)})
+        return {f"dropout{i}": draws[x] / (1 - self.args.dropout) for i, x in enumerate(names)}
+
+    def update(self, noise: dict[str, Tensor]) -> tuple[dict, dict]:
+        agent, batch = self.agent, self.batch
+        with torch.no_grad():
+            v = agent.value(batch.obs)
+            q1_target, q2_target = agent.critic_target(batch.obs, batch.actions[:, None])
+        losses, values, seen = self.watched_update(noise)
+        losses |= dict(v=v.mean(), value_loss=seen["update"]["return"]["loss/value"])
+        values |= dict(v_before=v, q1_target_net=q1_target, q2_target_net=q2_target)
+        actor = seen["actor_loss"]
+        self.magnify(seen, seen["advantage"]["return"], self.args.beta)
+        values |= dict(adv=seen["advantage"]["return"], exp_a=actor["weights"])
+        values["log_probs"] = actor["pi"].log_prob(batch.actions).sum(-1)
+        with torch.no_grad():
+            values |= dict(v_after=agent.value(batch.obs), next_v_after=agent.value(batch.next_obs))
+        return losses, values
+
+
+class Awac(AdvantageWeighted):
+    """awac.py."""
+
+    fixed = AdvantageWeighted.fixed | dict(source="jaxrl", target_update_period=1)
+    reasons = dict(source="CORL weights by min(exp(A / lambda), 100) and squashes no mean")
+
+    @classmethod
+    def flags(cls, settings: dict, arrays: Arrays) -> dict:
+        flags = super().flags(settings, arrays)
+        eps = arrays["noise/step1/eps_pi"]
+        flags |= dict(n_actions=len(eps) if eps.ndim == 3 else 1)
+        return flags | dict(awac_lambda=settings["beta"], weight_decay=settings["weight_decay"])
+
+    def noise(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        size, act = self.batch.actions.shape
+        many = draws["eps_pi"] if draws["eps_pi"].ndim == 3 else draws["eps_pi"][None]
+        draws = dict(eps_next=draws["eps_next"], eps_pi=many)
+        check_shapes(draws, dict(eps_next=(size, act), eps_pi=(self.args.n_actions, size, act)))
+        return {"target": draws["eps_next"], "actor": many.movedim(0, 1)}
+
+    def update(self, noise: dict[str, Tensor]) -> tuple[dict, dict]:
+        losses, values, seen = self.watched_update(noise)
+        critic, actor = seen["critic_loss"], seen["actor_loss"]
+        self.magnify(seen, actor["advantage"], 1 / self.args.awac_lambda)
+        values |= dict(v=actor["v"], adv=actor["advantage"], weights=actor["weights"])
+        values["next_actions"] = critic["next_actions"]
+        values["pi_actions"] = actor["policy_actions"].movedim(1, 0)
+        values["log_probs"] = actor["pi"].log_prob(actor["actions"]).sum(-1)
+        return losses, values
+
+
+def check_shapes(draws: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        if draws[name].shape != shape:
+            raise Unusable(f"{name} has the shape {tuple(draws[name].shape)}, not {shape}")
+
+
 def hidden_widths(arrays: Arrays, network: str) -> tuple[int, ...]:
     n_layers = sum(
         re.fullmatch(rf"w0/{network}/dense\d+/bias", name) is not None for name in arrays
@@ -184,8 +382,8 @@ def hidden_widths(arrays: Arrays, network: str) -> tuple[int, ...]:
     return tuple(len(arrays[f"w0/{network}/dense{i}/bias"]) for i in range(n_layers - 1))
 
 
-# A new script needs a class like the one above, and its kinds of fixtures here.
-FAMILIES = {"cql": Cql, "cal_ql": Cql}
+# A new script needs a class like those above, and its kinds of fixtures here.
+FAMILIES = {"cql": Cql, "cal_ql": Cql, "iql": Iql, "awac": Awac}
 SCRIPTS_OF_KIND = {
     "cql": ("cql",),
     "calql": ("cal_ql",),
@@ -195,30 +393,38 @@ SCRIPTS_OF_KIND = {
 }
 
 
+# The loss that trains a network, where its rounding errors may be magnified.
+LOSS_OF = dict(actor="actor_loss", v="value_loss", q1="critic_loss", q2="critic_loss")
+
+
 # --- Updates --------------------------------------------------------------------------------------
 
 
 def compare_updates(
     script: ModuleType, meta: dict, arrays: Arrays, precision: str
 ) -> dict[str, Worst]:
-    """The worst errors of losses, logged metrics, gradients and weights, over all updates."""
+    """The worst errors of losses, values on the way, gradients and weights, over all updates."""
     dtype, exact = PRECISIONS[precision], precision == "f64"
+    rounding = 4 * (2.0**-52 if exact else 2.0**-24)
 
     def tensors(prefix: str) -> dict[str, Tensor]:
         found = section(arrays, prefix).items()
         return {name: torch.tensor(value, dtype=dtype) for name, value in found}
 
     try:
-        problem = FAMILIES[script.__name__](script, meta["settings"], arrays, dtype)
+        problem = FAMILIES[script.__name__].of(script, meta["settings"], arrays, dtype)
         parameters = problem.parameters()
         set_weights(parameters, tensors("w0/"))
-        steps = sorted({int(name.split("/")[0]) for name in section(arrays, "noise/step")})
+        # By the last result: noise is not always needed, and a step may have no results.
+        last = max(int(name.split("/")[0]) for name in section(arrays, f"{precision}/step"))
+        steps = range(1, last + 1)
         noises = {step: problem.noise(tensors(f"noise/step{step}/")) for step in steps}
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
         raise Unusable(f"not complete: {type(error).__name__}: {error}") from error
 
-    worst = {kind: Worst() for kind in ("losses", "metrics", "gradients", "weights")}
+    worst = {kind: Worst() for kind in ("losses", "values", "gradients", "weights")}
     saturated = False  # and ever after: the weights have moved
+    unsure = {}  # parameter -> share of its first gradient that may be an error
 
     def note(kind: str, found: Tensor | np.ndarray, *args, **kwargs) -> None:
         found = found.detach().numpy() if isinstance(found, Tensor) else found
@@ -227,18 +433,19 @@ def compare_updates(
     for step, noise in noises.items():
         saturated = saturated or problem.saturated(noise)
         share = 2e-5 if not exact else 1e-9 if saturated else 1e-12
-        losses, metrics = problem.losses(noise)
+        losses, values = problem.update(noise)
+        more = {name: rounding * factor for name, factor in problem.magnified.items()}
         for name, value in section(arrays, f"{precision}/step{step}/loss/").items():
-            note("losses", losses[name], value, share * abs(value), f"{name}, step {step}")
+            if name not in losses:
+                raise Unusable(f"its loss {name} has no counterpart in the script")
+            allowed = (share + more.get(name, 0)) * abs(value)
+            note("losses", losses[name], value, allowed, f"{name}, step {step}")
 
         local = section(arrays, f"{precision}/step{step}/local/")
-        for name, pattern in problem.logged.items():
-            if values := [local[key] for key in sorted(local) if re.fullmatch(pattern, key)]:
-                mean, scale = np.mean(values, dtype=np.float64), np.abs(values).max()
-                where = f"{name}, step {step}"
-                note("metrics", metrics[name], mean, share * scale, where, scale=scale)
+        for name, found, value, scale in problem.pairs(values, local):
+            allowed = (share + more.get(name, 0)) * scale
+            note("values", found, value, allowed, f"{name}, step {step}", scale=scale)
 
-        problem.update(noise)
         gradients = section(arrays, f"{precision}/step{step}/grad/")
         for name, value in gradients.items():
             # In float32 an array may nearly vanish beside the others of its network.
@@ -246,13 +453,19 @@ def compare_updates(
             peers = gradients if not exact else [name]
             scale = max(np.abs(gradients[k]).max() for k in peers if k.split("/")[0] == network)
             share = 1e-5 if not exact else 1e-8 if saturated else 1e-12
-            found, where = as_stored(name, parameters[name].grad), f"{name}, step {step}"
+            share += more.get(LOSS_OF.get(network), 0)
+            found = parameters[name].grad  # none where no loss reaches the parameter
+            found = torch.zeros_like(parameters[name]) if found is None else found
+            found, where = as_stored(name, found), f"{name}, step {step}"
             note("gradients", found, value, share * scale, where, scale=scale)
+            if step == 1:
+                unsure[name] = share * scale / (np.abs(value) + 1e-8)  # Adam's own epsilon
 
         for name, value in section(arrays, f"{precision}/step{step}/w/").items():
+            # Adam divides a gradient by its size: where that is tiny, it makes errors large.
             share = 1e-3 * step if not exact else 1e-8 if step > 1 or saturated else 1e-11
-            rounding = 4 * (2.0**-52 if exact else 2.0**-24) * np.abs(value)
-            allowed = share * problem.learning_rate(name) + rounding
+            share = share + step * unsure.get(name.replace("_target", ""), 0)
+            allowed = share * problem.learning_rate(name) + rounding * np.abs(value)
             found = as_stored(name, parameters[name])
             note("weights", found, value, allowed, f"{name}, step {step}")
     return worst
