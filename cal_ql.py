@@ -447,11 +447,11 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
             record = json.loads((Path(args.resume) / "args.json").read_text())
-            own = {flag[2:]: getattr(args, flag[2:]) for flag in flags}
-            args, script = Args(**record["settings"] | own), record["script"]
+            script = record["script"]  # first: another's settings are no settings here
+            require(script == SCRIPT, f"--resume {args.resume}: made by {script}; go on with that")
+            args = Args(**record["settings"] | {f[2:]: getattr(args, f[2:]) for f in flags})
         except (OSError, ValueError, KeyError, TypeError) as error:
             require(False, f"--resume {args.resume}: not the folder of a run ({error})")
-        require(script == SCRIPT, f"--resume {args.resume}: made by {script}; continue with that")
     else:
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
         args.dataset, stem = str(Path(args.dataset).resolve()), Path(args.dataset).stem

@@ -122,3 +122,12 @@ def toy_data() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def toy_file(toy_data, tmp_path_factory) -> Path:
     return toy.save(tmp_path_factory.mktemp("data") / "toy-random.hdf5", toy_data)
+
+
+N_SMALL = 41  # transitions of a dataset that is smaller than what a quick run adds to it
+
+
+@pytest.fixture(scope="session")
+def small_file(tmp_path_factory) -> Path:
+    data = toy.play(gym.make("toy:Toy-v0"), episodes=6)
+    return toy.save(tmp_path_factory.mktemp("data") / "toy-small.hdf5", data)

@@ -1,6 +1,8 @@
 """What the tests share: the scripts of this repository, their text, and a small agent to try."""
 
+import copy
 import importlib.util
+import math
 import os
 import sys
 from dataclasses import fields
@@ -13,6 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))  # a script added later is tested too
 CQL_FAMILY = [name for name in ("cql", "cal_ql") if name in SCRIPTS]
+AWR_FAMILY = [name for name in ("iql", "awac") if name in SCRIPTS]  # the policy copies the data
 BANNER = "# ==== Part II"
 
 # Numbers of the authors' code: those in the repository, and all in $PARITY_DIR where it is set.
@@ -59,7 +62,7 @@ def small_problem(script: ModuleType, dtype=torch.float64, batch_size=6, **setti
     args = script.Args(batch_size=batch_size, **settings)
     agent = script.Agent(args, obs_dim, action_dim, "cpu").to(dtype)
     with torch.no_grad():
-        for seed, parameter in enumerate(agent.parameters(), 270):  # where the twins cross
+        for seed, parameter in enumerate(agent.parameters(), 2624):  # where the twins cross
             parameter.copy_(0.4 * randn(*parameter.shape, seed=seed, dtype=dtype))
     columns = dict(
         obs=randn(batch_size, obs_dim, seed=100, dtype=dtype),
@@ -75,3 +78,119 @@ def small_problem(script: ModuleType, dtype=torch.float64, batch_size=6, **setti
 def noise_for(agent, seed: int, dtype=torch.float64) -> dict[str, torch.Tensor]:
     noise = agent.draw(agent.args.batch_size, torch.Generator().manual_seed(seed))
     return {name: value.to(dtype) for name, value in noise.items()}
+
+
+# --- What the tests of losses have in common ------------------------------------------------------
+
+
+def grads_of(loss, parameters):
+    return torch.autograd.grad(loss, list(parameters), allow_unused=True, retain_graph=True)
+
+
+def answer(net, values: torch.Tensor) -> None:
+    """From now on a network gives these values, whatever it is asked."""
+    net.forward = lambda *inputs: values
+
+
+def at_the_edge(batch):
+    """With some actions on the faces of the box, as online samples are that were cut off there."""
+    actions = batch.actions.clone()
+    actions[:2] = torch.tensor([[1.0, -1.0], [-1.0, 0.2]])
+    return batch._replace(actions=actions)
+
+
+def log_density_by_hand(mean, log_std, actions) -> list[float]:
+    """log pi(a|s) of a Gaussian, number by number: (B, act), (act), (B, act) -> B numbers."""
+    found = []
+    for means, row in zip(mean.tolist(), actions.tolist()):
+        total = 0.0
+        for m, s, a in zip(means, log_std.tolist(), row):
+            total += -0.5 * ((a - m) / math.exp(s)) ** 2 - s - 0.5 * math.log(2 * math.pi)
+        found.append(total)
+    return found
+
+
+def weights_of(agent, batch, noise) -> torch.Tensor:
+    """What actor_loss multiplies each -log pi(a|s) by, (B,), told by its gradient to the mean."""
+    calls = []
+    hook = agent.actor.register_forward_hook(lambda _, inputs, output: calls.append(output))
+    loss, _ = agent.actor_loss(batch, noise)
+    hook.remove()
+    [(mean, log_std)] = calls
+    [gradient] = torch.autograd.grad(loss, mean)
+    weights = -gradient * (2 * log_std).exp() / (batch.actions - mean)  # d log pi / d mean
+    torch.testing.assert_close(weights[:, 1:], weights[:, :-1])
+    return weights[:, 0].detach()
+
+
+def check_critic_loss(agent, batch, noise, y) -> None:
+    """The sum of the two critics' E (Q_i(s, a) - y)^2, of which the log has the mean."""
+    inputs = torch.cat([batch.obs, batch.actions], -1)
+    q = [net(inputs)[:, 0].tolist() for net in agent.critic.nets]
+    errors = [sum((x - wanted) ** 2 for x, wanted in zip(row, y)) / len(y) for row in q]
+    loss, metrics = agent.critic_loss(batch, noise)
+    assert math.isclose(loss.item(), errors[0] + errors[1], rel_tol=1e-12)
+    assert metrics.keys() == {"loss/td"}
+    assert math.isclose(metrics["loss/td"].item(), sum(errors) / 2, rel_tol=1e-12)
+
+
+def check_losses_train_their_own(losses: dict, parameters: dict) -> None:
+    """A loss has a gradient for the parameters of its own name, and for no others."""
+    for name, loss in losses.items():
+        for other, tensors in parameters.items():
+            found = [x is not None and (x != 0).any().item() for x in grads_of(loss, tensors)]
+            assert all(found) if name == other else not any(found), (name, other)
+
+
+def follow_by_hand(agent) -> None:
+    pairs = zip(agent.critic_target.parameters(), agent.critic.parameters())
+    with torch.no_grad():
+        for slow, fast in pairs:
+            slow.copy_((1 - agent.args.tau) * slow + agent.args.tau * fast)
+
+
+def check_same_weights(agent, hand) -> None:
+    for (name, found), wanted in zip(agent.named_parameters(), hand.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def check_updates_take_turns(agent, batch, turns) -> None:
+    """Several updates against a copy on which `turns` says what is done: pairs of an optimiser of
+    torch's own and a loss, each taken when the one before has made its step."""
+    hand = copy.deepcopy(agent)
+    turns = turns(hand)
+    for k in range(3):
+        noise = noise_for(agent, k)
+        found = agent.update(batch, noise)
+        metrics = sys.modules[type(agent).__module__].calibration(hand, batch, noise)
+        for optimizer, loss_of in turns:
+            loss, more = loss_of(batch, noise)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for parameter, gradient in zip(parameters, grads_of(loss, parameters)):
+                parameter.grad = gradient
+            optimizer.step()
+            metrics |= more
+        follow_by_hand(hand)
+        check_same_weights(agent, hand)
+        slow = agent.critic_target.parameters()
+        assert not any(x.requires_grad for x in (*found.values(), *slow)), "no graph is left"
+        torch.testing.assert_close(found, {key: value.detach() for key, value in metrics.items()})
+
+
+def check_initial_weights(agent, widths: list[list[int]], output_gain: float) -> None:
+    """Orthogonal with gain sqrt(2) and no bias; widths of actor, critics and, if any, value."""
+    nets = [agent.actor.net, *agent.critic.nets, *([agent.value] if len(widths) > 3 else [])]
+    assert [[layer.out_features for layer in net[::2]] for net in nets] == widths
+    for net in nets:
+        layers = net[::2]
+        assert [type(layer) for layer in net[1::2]] == [torch.nn.ReLU] * (len(layers) - 1)
+        for layer in layers:
+            gain = output_gain if layer is layers[-1] else math.sqrt(2)
+            torch.testing.assert_close(
+                torch.linalg.svdvals(layer.weight), torch.full((min(layer.weight.shape),), gain)
+            )
+            assert (layer.bias == 0).all()
+    first, second = (net[0].weight for net in agent.critic.nets)
+    assert not torch.equal(first, second), "twins that start equal stay equal"
+    for fast, slow in zip(agent.critic.parameters(), agent.critic_target.parameters(), strict=True):
+        assert torch.equal(fast, slow) and not slow.requires_grad

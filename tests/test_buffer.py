@@ -74,7 +74,7 @@ def test_the_offline_share_is_exact_once_there_are_online_rows(script, offline_s
 
 
 def test_every_row_may_be_drawn(script):
-    buffer = make_buffer(script)
+    buffer = make_buffer(script, offline_share=0.5)
     assert ever_drawn(buffer) == OFFLINE
     buffer.add(rows_of(100, 5))
     assert ever_drawn(buffer) == [*OFFLINE, *range(100, 105)]

@@ -19,7 +19,7 @@ from toy import play, save
 
 # All scripts have the same Part II (test_scripts.py sees to it): one stands for all where the code
 # under test lies there and an input is not about what a script has of its own.
-ONE = SCRIPTS[0]
+ONE = "cql"
 
 
 @pytest.fixture
@@ -283,8 +283,16 @@ OUT_OF_RANGE = {
     "critic_lr": [-1e-3, "nan", "inf"],
     "actor_hidden": [(0,), (-8, 8)],
     "critic_hidden": [(0,), (8, -8)],
+    "value_hidden": [(0,), (8, -8)],
     "cql_weight": ["nan", "inf"],
     "lagrange_gap": ["nan", "inf"],
+    "value_lr": [-1e-3, "nan", "inf"],
+    "expectile": [-0.1, 1.0, 1.5, "nan"],
+    "beta": [-0.1, "nan", "inf"],
+    "dropout": [-0.1, 1.0, 1.5, "nan"],
+    "fixed_log_std": ["nan", "inf"],
+    "weight_decay": [-1e-3, "nan", "inf"],
+    "awac_lambda": [0.0, -1.0, "nan", "inf"],
 }
 
 
@@ -293,10 +301,29 @@ OUT_OF_RANGE = {
 )
 def test_value_out_of_range(refused, toy_file, name, value):
     """By every script that has the flag."""
-    for script in SCRIPTS:
-        if name in {field.name for field in fields(load_script(script).Args)}:
-            line = quick(script, dataset=toy_file) + words(**{name: value})
-            refused(line, f"--{name.replace('_', '-')}", script)
+    scripts = [
+        script
+        for script in SCRIPTS
+        if name in {field.name for field in fields(load_script(script).Args)}
+    ]
+    assert scripts, "a flag of none"
+    for script in scripts:
+        line = quick(script, dataset=toy_file) + words(**{name: value})
+        refused(line, f"--{name.replace('_', '-')}", script)
+
+
+@pytest.mark.parametrize(
+    "script, settings",
+    [
+        ("iql", dict(expectile=0.0, beta=0.0, dropout=0.0, value_lr=0.0)),
+        ("iql", dict(expectile=0.99, beta=1000.0, dropout=0.99, fixed_log_std=-20.0)),
+        ("awac", dict(awac_lambda=1e-6, weight_decay=0.0, offline_share=-1.0)),
+        ("awac", dict(awac_lambda=1e6, weight_decay=1.0, offline_share=0.0)),
+    ],
+)
+def test_value_at_the_limit(script, settings):
+    args, _ = load_script(script).parse_args(words(**settings))
+    assert {name: getattr(args, name) for name in settings} == settings
 
 
 def test_no_steps_at_all(refused, toy_file):
@@ -410,8 +437,8 @@ def test_resume_with_damaged_checkpoint(refused, old_run, share):
 def test_resume_of_another_script(refused, old_run):
     for script in SCRIPTS:
         if script != ONE:
-            message = refused(["--resume", "run"], "--resume run", script)
-            assert ONE in message, "it names the script that made the run"
+            # Also one with other settings, which cannot read those of the run.
+            refused(["--resume", "run"], f"--resume run: made by {ONE}.py", script)
 
 
 def test_resume_with_another_dataset(refused, old_run, toy_data):

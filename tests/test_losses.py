@@ -1,4 +1,5 @@
-"""The maths of Part I of cql.py and cal_ql.py, line by line.
+"""The maths of Part I of cql.py and cal_ql.py, line by line; that of the other scripts is tested in
+test_losses_iql.py, test_losses_awac.py and, what those two share, test_losses_awr.py.
 
 Where a test recomputes something, it does so in another way than the script: in loops, by hand, or
 through the gradients that reach a Q-value.
@@ -10,7 +11,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from scripts import CQL_FAMILY, load_script, noise_for, small_problem
+from scripts import (
+    CQL_FAMILY,
+    check_initial_weights,
+    check_losses_train_their_own,
+    check_same_weights,
+    follow_by_hand,
+    grads_of,
+    load_script,
+    noise_for,
+    small_problem,
+)
 
 BOTH_SUMS = pytest.mark.parametrize("importance_sampling", [True, False], ids=["is", "no-is"])
 
@@ -91,10 +102,6 @@ def gaps_by_hand(agent, batch, noise, q, returns=None):
             entries = [(x, 0.0) for x, _ in entries] + [(q["data"][i, b, 0], 0.0)]
         gaps[i, b] = np.log(sum(np.exp(x - log_mu) for x, log_mu in entries)) - q["data"][i, b, 0]
     return gaps.mean(1)
-
-
-def grads_of(loss, parameters):
-    return torch.autograd.grad(loss, list(parameters), allow_unused=True, retain_graph=True)
 
 
 # --- The penalty ----------------------------------------------------------------------------------
@@ -298,10 +305,7 @@ def test_every_loss_trains_its_own_parameters(script, lagrange_gap):
         assert not critic["lagrange"].requires_grad
     else:
         losses["lagrange"] = critic["lagrange"]
-    for name, loss in losses.items():
-        for other, tensors in parameters.items():
-            found = [x is not None and (x != 0).any().item() for x in grads_of(loss, tensors)]
-            assert all(found) if name == other else not any(found), (name, other)
+    check_losses_train_their_own(losses, parameters)
 
 
 def test_the_actors_loss_leaves_the_critics_trainable(script):
@@ -331,13 +335,8 @@ def test_an_update_is_simultaneous_and_then_the_targets_follow(script, lagrange_
                     parameter.grad = gradient
         policy.step()
         values.step()
-        pairs = zip(hand.critic_target.parameters(), hand.critic.parameters())
-        with torch.no_grad():
-            for slow, fast in pairs:
-                slow.copy_(0.9 * slow + 0.1 * fast)
-
-        for (name, found), wanted in zip(agent.named_parameters(), hand.parameters()):
-            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11, msg=name)
+        follow_by_hand(hand)
+        check_same_weights(agent, hand)
     moved = agent.log_lagrange.item() != small_problem(script)[0].log_lagrange.item()
     assert moved == (lagrange_gap is not None)
 
@@ -497,22 +496,8 @@ def test_initial_weights(script):
     """Orthogonal with gain sqrt(2), a small last layer, no bias: every output starts near 0."""
     args = script.Args(actor_hidden=(16, 8), critic_hidden=(16, 16, 8))
     agent = script.Agent(args, 4, 2, "cpu")
-    nets = [agent.actor.net, *agent.critic.nets]
-    for net in nets:
-        layers = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
-        assert [type(layer) for layer in net[1::2]] == [torch.nn.ReLU] * (len(layers) - 1)
-        for layer in layers:
-            gain = 0.01 if layer is layers[-1] else math.sqrt(2)
-            torch.testing.assert_close(
-                torch.linalg.svdvals(layer.weight), torch.full((min(layer.weight.shape),), gain)
-            )
-            assert (layer.bias == 0).all()
-    widths = [[layer.out_features for layer in net[::2]] for net in nets]
-    assert widths == [[16, 8, 4], [16, 16, 8, 1], [16, 16, 8, 1]]
-    first, second = (net[0].weight for net in agent.critic.nets)
-    assert not torch.equal(first, second), "twins that start equal stay equal"
-    for fast, slow in zip(agent.critic.parameters(), agent.critic_target.parameters()):
-        assert torch.equal(fast, slow) and not slow.requires_grad
+    widths = [[16, 8, 4], [16, 16, 8, 1], [16, 16, 8, 1]]
+    check_initial_weights(agent, widths, output_gain=0.01)
     assert agent.actor.log_std_multiplier == 1 and agent.actor.log_std_offset == -1
     assert agent.log_alpha.exp() == 1
     assert agent.log_lagrange.exp().item() == pytest.approx(math.e)

@@ -18,11 +18,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import quick, read_checkpoint, read_events, run_script, same_bits
-from scripts import ROOT, SCRIPTS, load_script
+from conftest import N_SMALL, quick, read_checkpoint, read_events, run_script, same_bits
+from scripts import ROOT, load_script
 from tensorboard.summary.writer import event_file_writer
 
-ONE = SCRIPTS[0]  # for what lies in Part II alone
+ONE = "cql"  # for what lies in Part II alone
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     # The last one is imported by the first optimiser that a process makes; it takes a second.
@@ -152,20 +152,32 @@ def test_killed_between_evaluations(undisturbed, toy_file, tmp_path, script):
     assert_same_run(undisturbed(script), run_dir)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [dict(offline_share=-1), dict(buffer_size=25), dict(utd=3), dict(offline_steps=0)],
-    ids=str,
-)
-def test_killed_with_other_settings(toy_file, tmp_path, settings):
+OTHER_SETTINGS = [
+    ("cql", dict(offline_share=-1)),
+    ("cql", dict(buffer_size=25)),  # a ring of online rows, which overwrites itself twice
+    ("cql", dict(utd=3)),
+    ("cql", dict(offline_steps=0)),
+    # One buffer of both, as AWAC's paper has it. It ends after 35 online rows, and goes on over
+    # the dataset; or it ends with the dataset, and goes on over that and then over its own rows.
+    ("awac", dict(buffer_size=N_SMALL + 35)),
+    ("awac", dict(buffer_size=1)),
+    # Of a std for good, a parameter that is not trained, the optimiser keeps no state.
+    ("iql", dict(dropout=0.3, fixed_log_std=-1.0)),
+]
+
+
+@pytest.mark.parametrize("script, settings", OTHER_SETTINGS, ids=str)
+def test_killed_with_other_settings(small_file, tmp_path, script, settings):
     """A ring that spans the dataset or has begun to overwrite itself, several updates a step."""
-    line = quick(ONE, dataset=toy_file, **settings)
+    line = quick(script, dataset=small_file, **settings)
     folders = [tmp_path / "alone", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
-    alone = run_lives(ONE, line, folders[0])
+    alone = run_lives(script, line, folders[0])
     moments = [("update", 25), ("act", 4), ("update", 9), ("update", 7)]
-    assert_same_run(alone, run_lives(ONE, line, folders[1], moments, hurry=True))
+    if "buffer_size" in settings:  # late in the online phase, when it has gone round
+        moments += [("update", 98), ("act", 3), ("update", 12)]
+    assert_same_run(alone, run_lives(script, line, folders[1], moments, hurry=True))
 
 
 def test_killed_from_outside(undisturbed, toy_file, tmp_path):

@@ -9,7 +9,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, online_rows, quick, read_checkpoint, read_events, run_script, same_bits
+from conftest import (
+    N_SMALL,
+    QUICK,
+    online_rows,
+    quick,
+    read_checkpoint,
+    read_events,
+    run_script,
+    same_bits,
+)
 from scripts import CQL_FAMILY, ROOT, SCRIPTS, load_script
 from toy import LIMIT, Toy, play, save
 
@@ -84,10 +93,13 @@ def test_log_of_the_default_task(default_run):
     assert [step for step, _ in scalars["eval/dip"]] == [scalars["eval/score"][-1][0]]
     losses = [key for key in scalars if key.startswith("loss/")]
     assert losses and all(np.isfinite(scalars[key][-1][1]) for key in losses)
-    if default_run.script in CQL_FAMILY:
-        assert CALIBRATION_KEYS <= scalars.keys()
-        assert all(0 <= value <= 1 for _, value in scalars["calibration/rate"])
-        assert [step for step, _ in scalars["q/data"]][:4] == [100, 200, 300, 400]
+    assert CALIBRATION_KEYS <= scalars.keys()
+    assert all(0 <= value <= 1 for _, value in scalars["calibration/rate"])
+    last = scalars["eval/score"][-1][0]
+    for key in scalars:
+        if not key.startswith(("eval/", "train/")):
+            assert [step for step, _ in scalars[key]] == [*range(100, last + 1, 100)], key
+    assert last >= 500
 
 
 def test_summary_repeats_the_log(default_run):
@@ -136,7 +148,7 @@ def test_same_seed_same_bits(run_here, script, toy_file, tmp_path):
 
 def test_seed_reaches_every_part():
     """Data order, noise and episodes each have a seed of their own, derived from the run's."""
-    module = load_script(SCRIPTS[0])
+    module = load_script("cql")
     purposes = ("weights", "batch", "noise", "exploration", "episode", "evaluation")
     seeds = {
         module.seed_of(module.Args(seed=seed), purpose, k)
@@ -145,6 +157,30 @@ def test_seed_reaches_every_part():
         for k in range(3)
     }
     assert len(seeds) == 3 * len(purposes) * 3
+
+
+def test_when_and_what_is_logged(run_here, script, toy_file, tmp_path, monkeypatch):
+    """How often shows in no bit of the run. What is drawn and worked out for the log alone is so
+    for the updates that are logged, and no other."""
+    module, found = load_script(script), []
+    real = module.Agent.update
+    monkeypatch.setattr(module.Agent, "update", lambda *a: found.append(real(*a)) or found[-1])
+    line = quick(script, dataset=toy_file)
+    run_here(script, *line, "--run-dir", "usual")
+    n, due = len(found), [*range(7, len(found) + 1, 7)]
+    monkeypatch.setattr(module, "LOG_EVERY", 7)
+    run_here(script, *line, "--run-dir", "often")
+    assert same_bits(*(read_checkpoint(tmp_path / name) for name in ("usual", "often")))
+
+    numbered = dict(enumerate(found[n:], 1))
+    assert len(numbered) == n
+    scalars = read_events(tmp_path / "often")
+    for key in CALIBRATION_KEYS:
+        worked_out = [x for x in numbered if key in numbered[x]]
+        assert worked_out == ([*numbered] if script in CQL_FAMILY else due)
+        assert [step for step, _ in scalars[key]] == due
+        wanted = np.float32([numbered[x][key] for x in due])
+        np.testing.assert_array_equal([value for _, value in scalars[key]], wanted)
 
 
 def test_evaluation_is_right(run_here, script, toy_file, tmp_path):
@@ -226,6 +262,42 @@ def test_online_rows(run_here, script, toy_file, tmp_path):
     assert 150 <= len(rows.obs) < 150 + LIMIT, "the last episode is finished, then it stops"
 
 
+@pytest.mark.parametrize(
+    "room, settings",
+    [
+        (10**6, dict(offline_share=0.5)),
+        (25, dict(offline_share=0.5, buffer_size=25)),
+        (10**6, dict(offline_share=-1)),
+        (N_SMALL + 5, dict(offline_share=-1, buffer_size=N_SMALL + 5)),
+        (N_SMALL, dict(offline_share=-1, buffer_size=1)),
+        (0, dict(offline_share=-1, online_steps=0)),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_keeps_online_rows_alone(
+    run_here, small_file, tmp_path, monkeypatch, room, settings
+):
+    """The last that the ring has room for, oldest first; never the dataset, which has its file."""
+    module, added = load_script("awac"), []
+    real = module.ReplayBuffer.add
+    monkeypatch.setattr(
+        module.ReplayBuffer, "add", lambda self, rows: added.append(rows) or real(self, rows)
+    )
+    run_here("awac", *quick("awac", dataset=small_file, run_dir="run", **settings))
+    ring = read_checkpoint(tmp_path / "run")["ring"]
+    added = torch.cat([ring[:0], *added])
+    assert len(ring) == min(len(added), room)
+    assert torch.equal(ring, added[len(added) - len(ring) :])
+
+    args = module.Args(dataset=str(small_file), env_id="toy:Toy-v0")
+    data, attributes = module.read_dataset(args.dataset)
+    dataset = module.load_episodes(args, data, module.make_env(args, attributes))
+    assert len(dataset) == N_SMALL
+    content = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert not any(row.numpy().tobytes() in content for row in dataset)
+    assert all(row.numpy().tobytes() in content for row in ring), "so they would be found"
+
+
 def test_seeds_of_episodes(run_here, script, toy_file):
     """Episode k's depends on the run's seed and on k, and on nothing else that happens."""
 
@@ -259,17 +331,29 @@ VARIANTS = {
     "seldom evaluated": dict(eval_every_offline=10**6, eval_every_online=10**6),
     "dictionaries as observations": dict(env_id="toy:DictToy-v0"),
 }
+OF_ONE_SCRIPT = {
+    "cql": {"a learned factor": dict(lagrange_gap=0.8)},
+    "iql": {
+        "dropout": dict(dropout=0.5, actor_hidden=(8, 4)),
+        "a std for good": dict(fixed_log_std=-3.0),
+    },
+    "awac": {"several actions": dict(n_actions=4), "sharp weights": dict(awac_lambda=1e-6)},
+}
+CASES = [(script, name, VARIANTS[name]) for script in SCRIPTS for name in VARIANTS]
+CASES += [(script, name, row[name]) for script, row in OF_ONE_SCRIPT.items() for name in row]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variant(run_here, script, toy_file, tmp_path, monkeypatch, variant):
+@pytest.mark.parametrize(
+    "script, settings",
+    [pytest.param(script, settings, id=f"{script}-{name}") for script, name, settings in CASES],
+)
+def test_variant(run_here, script, toy_file, tmp_path, monkeypatch, settings):
     """Each goes through to the end, with utd updates for each step of the environment."""
     module, updates = load_script(script), []
     real = module.Agent.update
     monkeypatch.setattr(module.Agent, "update", lambda *a: updates.append(1) or real(*a))
-    settings = {name: value for name, value in QUICK.items() if name.endswith("steps")}
-    settings |= dict(utd=1) | VARIANTS[variant]
-    run_here(script, *quick(script, dataset=toy_file, run_dir="run", **VARIANTS[variant]))
+    run_here(script, *quick(script, dataset=toy_file, run_dir="run", **settings))
+    settings = QUICK | dict(utd=1) | settings
 
     checkpoint = read_checkpoint(tmp_path / "run")
     last = read_events(tmp_path / "run")["eval/score"][-1][0]
@@ -285,7 +369,7 @@ def test_variant(run_here, script, toy_file, tmp_path, monkeypatch, variant):
 
 
 def test_every_row_and_its_flags(script):
-    """A row is chosen by the first word of the dataset's name; every flag goes before it."""
+    """A row is chosen by how the dataset's name begins; every flag goes before it."""
     module, filled = load_script(script), {"dataset": "", "run_dir": ""}
     for row, chosen in module.SETTINGS.items():
         assert chosen.keys() <= {field.name for field in fields(module.Args)}
@@ -301,9 +385,9 @@ def test_every_row_and_its_flags(script):
 
 
 def test_row_is_printed_and_recorded(run_here, toy_data, tmp_path, capsys):
-    row = list(load_script(SCRIPTS[0]).SETTINGS)[-1]
+    row = list(load_script("cql").SETTINGS)[-1]
     save(tmp_path / f"{row}-toy.hdf5", toy_data)
-    run_here(SCRIPTS[0], *quick(SCRIPTS[0], dataset=f"{row}-toy.hdf5", run_dir="run"))
+    run_here("cql", *quick("cql", dataset=f"{row}-toy.hdf5", run_dir="run"))
     assert f"'{row}'" in capsys.readouterr().out.splitlines()[0]
     record = json.loads((tmp_path / "run" / "args.json").read_text())
     assert record["row"] == row

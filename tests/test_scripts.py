@@ -4,6 +4,7 @@ import ast
 import difflib
 import io
 import itertools
+import math
 import re
 import sys
 import tokenize
@@ -187,11 +188,115 @@ def test_the_loss_comes_early(name):
 
 @EVERY
 def test_rows_of_settings_are_settings(name):
-    script = load_script(name)
+    """A row is how the names of datasets begin, up to a hyphen; the first that fits is taken."""
+    script, rows = load_script(name), list(load_script(name).SETTINGS)
     for row, settings in script.SETTINGS.items():
         assert settings.keys() <= {field.name for field in fields(script.Args)}, row
-        # By its first word a dataset's name finds a row: a hyphen would never be found.
-        assert re.fullmatch(r"[a-z0-9]+", row)
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", row)
+    for general, special in itertools.combinations(rows, 2):
+        assert not special.startswith(f"{general}-"), f"{special} would never be found"
+
+
+@pytest.mark.parametrize(
+    "dataset, row",
+    [
+        ("kitchen-complete-v0", "kitchen-complete"),
+        ("kitchen-complete", "kitchen-complete"),
+        ("kitchen-partial-v0", "kitchen"),
+        ("kitchen-completed-v0", "kitchen"),
+        ("kitchen", "kitchen"),
+        ("kitchencomplete", "own"),
+        ("my-kitchen-complete-v0", "own"),
+    ],
+)
+def test_the_most_special_row_is_taken(dataset, row):
+    _, record = load_script("awac").parse_args(["--dataset", f"/data/{dataset}.hdf5"])
+    assert record["row"] == row
+
+
+# The settings of the papers' runs, written out a second time: what a domain has of its own in the
+# order of DOMAINS, then what is the same in all.
+DOMAINS = ("antmaze-large-diverse-v2", "kitchen-complete-v0", "kitchen-partial-v0")
+DOMAINS += ("pen-binary-v0", "door-binary-v0", "relocate-binary-v0")
+PAPERS = {
+    "cql": {
+        "offline_steps": [1_000_000, 500_000, 500_000, 20_000, 20_000, 20_000],
+        "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
+        "reward_scale": [10, 1, 1, 10, 10, 10],
+        "reward_bias": [-5, 0, 0, 5, 5, 5],
+        "failure_reward": [0, None, None, -1, -1, -1],
+        "infinite_horizon": [False, True, True, False, False, False],
+        "offline_share": [0.5, 0.25, 0.25, 0.5, 0.5, 0.5],
+        "cql_weight": [5, 5, 5, 1, 1, 1],
+        "lagrange_gap": [0.8, None, None, None, None, None],
+        "importance_sampling": [True, False, False, True, True, True],
+        "actor_hidden": [(256,) * 2, (512,) * 3, (512,) * 3, (512,) * 2, (512,) * 2, (512,) * 2],
+        "critic_hidden": [(256,) * 4, *[(512,) * 3] * 5],
+    }
+    | dict(gamma=0.99, tau=0.005, utd=1, batch_size=256, actor_lr=1e-4, critic_lr=3e-4)
+    | dict(n_actions=10, max_target_backup=True, target_entropy=-1),
+    "iql": {
+        "offline_steps": [1_000_000, 500_000, 500_000, 20_000, 20_000, 20_000],
+        "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
+        "reward_bias": [-1, 0, 0, 0, 0, 0],
+        "failure_reward": [0, None, None, -1, -1, -1],
+        "infinite_horizon": [False, True, True, False, False, False],
+        "offline_share": [0.5, 0.25, 0.25, 0.5, 0.5, 0.5],
+        "expectile": [0.9, 0.7, 0.7, 0.8, 0.8, 0.8],
+        "beta": [10, 0.5, 0.5, 3, 3, 3],
+        "dropout": [0, 0.1, 0.1, 0, 0, 0],
+        "fixed_log_std": [None, None, None, *[math.log(0.03)] * 3],
+    }
+    | dict(gamma=0.99, tau=0.005, utd=1, batch_size=256, reward_scale=1)
+    | dict(actor_hidden=(256, 256), critic_hidden=(256, 256), value_hidden=(256, 256))
+    | dict(actor_lr=3e-4, critic_lr=3e-4, value_lr=3e-4),
+    "awac": {
+        "offline_steps": [1_000_000, 500_000, 500_000, 25_000, 25_000, 25_000],
+        "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
+        "failure_reward": [0, None, None, -1, -1, -1],
+        "infinite_horizon": [False, True, True, False, False, False],
+        "awac_lambda": [1, 0.3, 1, 1, 1, 1],
+        "critic_hidden": [(256,) * 4, *[(256,) * 2] * 5],
+    }
+    | dict(gamma=0.99, tau=0.005, utd=1, batch_size=1024, offline_share=-1)
+    | dict(reward_scale=1, reward_bias=0, actor_hidden=(256, 256, 256, 256))
+    | dict(actor_lr=3e-4, critic_lr=3e-4, weight_decay=1e-4, n_actions=1),
+}
+PAPERS["cal_ql"] = PAPERS["cql"]
+
+
+@EVERY
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_settings_are_those_of_the_papers(name, domain):
+    args, _ = load_script(name).parse_args(["--dataset", f"{domain}.hdf5"])
+    for setting, wanted in PAPERS[name].items():
+        wanted = wanted[DOMAINS.index(domain)] if isinstance(wanted, list) else wanted
+        assert getattr(args, setting) == wanted, setting
+
+
+# Defaults by which a script keeps to its paper, and those of the others.
+OWN_DEFAULTS = {
+    "awac": {
+        "batch_size: int = 1024 ": "batch_size: int = 256 ",
+        "offline_share: float = -1.0 ": "offline_share: float = 0.5 ",
+    }
+}
+
+
+def shared_settings(name: str) -> str:
+    """The text of the settings of task, run, data and batches: those up to tau, all in all."""
+    text = re.match(r"(?s).*?\n    tau: .*?\n", definitions(name)["Args"]).group()
+    for own, usual in OWN_DEFAULTS.get(name, {}).items():
+        assert text.count(own) == 1, own
+        text = text.replace(own, usual)
+    return text
+
+
+@PAIRS
+def test_settings_of_task_and_run_are_the_same(one, other):
+    """Names, order, types and help to the byte, and the defaults but for those named above."""
+    assert shared_settings(one) == shared_settings(other)
+    assert shared_settings(one).count("  # ") > 20
 
 
 @EVERY
