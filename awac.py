@@ -13,10 +13,10 @@ does goes to the same buffer and is data, too:
 
   L(Q_i) = E (Q_i(s, a) - y)^2      with y = r + gamma (1 - d) min_i Q'_i(s', a')    a' ~ pi(.|s')
   A      = min_i Q_i(s, a) - min_i Q_i(s, a~)                                        a~ ~ pi(.|s)
-  L(pi)  = -sum softmax(A / lambda) log pi(a|s)                             sum over the batch
+  L(pi)  = -sum softmax(A / lambda) log pi(a|s)     over the batch           lambda: temperature
 
 AWAC:   Nair et al. 2020, arXiv:2006.09359.
-Code:   github.com/ikostrikov/jaxrl, 4a9abaf, settles what the paper leaves open.
+Code:   github.com/ikostrikov/jaxrl, 4a9abaf, not the authors', settles what the paper leaves open.
 Run:    python awac.py                 the embedded task, or with --dataset and --env-id your own
 Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online what the policy could
         do is kept, and more is obtained.
@@ -78,8 +78,8 @@ class Args:
     critic_hidden: tuple[int, ...] = (256, 256)  # widths of a critic's hidden layers
     actor_lr: float = 3e-4  # AdamW's rate for the policy
     critic_lr: float = 3e-4  # Adam's rate for the critics
-    weight_decay: float = 1e-4  # AdamW's decay of the policy's weights, per step and times actor_lr
-    awac_lambda: float = 1.0  # what divides the advantage: the smaller, the fewer actions count
+    weight_decay: float = 1e-4  # AdamW's, of all the policy's parameters
+    awac_lambda: float = 1.0  # temperature, divides the advantage; if low, few actions count
     n_actions: int = 1  # actions of pi(.|s) whose mean Q is the value that A is measured against
 
 
@@ -126,9 +126,9 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """A Gaussian: its mean is squashed, its samples are not, and its std is the same at every s."""
 
-    def __init__(self, args: Args, obs_dim: int, action_dim: int):
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]):
         super().__init__()
-        self.net = mlp(obs_dim, *args.actor_hidden, action_dim)
+        self.net = mlp(obs_dim, *hidden, action_dim)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ class Agent(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
         super().__init__()
         self.args, self.action_dim, self.device = args, action_dim, device
-        self.actor = Actor(args, obs_dim, action_dim)
+        self.actor = Actor(obs_dim, action_dim, args.actor_hidden)
         self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
@@ -187,16 +187,17 @@ class Agent(nn.Module):
             v = self.critic(batch.obs, policy_actions).mean(-1, keepdim=True).amin(0)  # (B, 1)
             advantage = self.critic(batch.obs, actions[:, None]).amin(0) - v  # (B, 1)
 
-            # An action's weight is exp(A / lambda), by which one action may outweigh all others.
-            # Many implementations cut it at 100. The authors' code and jaxrl share out a total of 1
-            # in the batch: a weight then depends on the company it is in, but varies far less.
+            # Nair et al. 2020 weigh by exp(A / lambda), which has no bound. Many implementations
+            # cut it at 100 and take the mean. The authors' code and jaxrl normalise over the batch:
+            # the weights sum to 1 whatever the size of A. That varies less but is biased, and one
+            # action can still be nearly all of it.
             weights = (advantage / self.args.awac_lambda).softmax(0)
 
-        # L(pi) = -sum softmax(A / lambda) log pi(a|s)
+        # Nair et al. 2020: L(pi) = -sum softmax(A / lambda) log pi(a|s)
         pi = torch.distributions.Normal(mean, log_std.exp())
         actor_loss = -(weights * pi.log_prob(actions).sum(-1, keepdim=True)).sum()
 
-        # How much of the batch counts: 1 where all weights are the same, 1 / B where one is all.
+        # Effective sample size over B: 1 where all weights are the same, 1 / B where one is all.
         effective = weights.mean() ** 2 / (weights**2).mean()
         metrics = {"pi/effective": effective, "pi/entropy": pi.entropy().sum(-1).mean()}
         return actor_loss, metrics | {"loss/actor": actor_loss}
@@ -224,7 +225,7 @@ class Agent(nn.Module):
             "target": torch.randn(batch_size, size, **options),  # pi(.|s') in y
             "actor": torch.randn(batch_size, n, size, **options),  # pi(.|s) in A
         }
-        if log:
+        if log:  # ten are enough for a mean
             noise["policy"] = torch.randn(batch_size, 2, 10, size, **options)
             noise["random"] = 2 * torch.rand(batch_size, 10, size, **options) - 1
         return noise
@@ -428,8 +429,8 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{stem}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
-    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), awac_lambda=(1e-6, 1e9))
-    limits |= dict.fromkeys("gamma dropout expectile".split(), (0, 0.99999))
+    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), fixed_log_std=(-5, 2))
+    limits |= dict(gamma=(0, 0.99999), dropout=(0, 0.99), expectile=(0, 1), awac_lambda=(1e-6, 1e9))
     for name, value in vars(args).items():
         for number in value if isinstance(value, (tuple, list)) else [value]:
             low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))

@@ -458,8 +458,8 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{stem}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
-    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), awac_lambda=(1e-6, 1e9))
-    limits |= dict.fromkeys("gamma dropout expectile".split(), (0, 0.99999))
+    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), fixed_log_std=(-5, 2))
+    limits |= dict(gamma=(0, 0.99999), dropout=(0, 0.99), expectile=(0, 1), awac_lambda=(1e-6, 1e9))
     for name, value in vars(args).items():
         for number in value if isinstance(value, (tuple, list)) else [value]:
             low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))

@@ -12,8 +12,8 @@ action that is not in the data: V, an expectile of Q over the data's actions, st
 them, and pi copies the data, the better actions more:
 
   A      = min_i Q'_i(s, a) - V(s)
-  L(V)   = E |e - 1(A < 0)| A^2
-  L(pi)  = -E min(exp(beta A), 100) log pi(a|s)
+  L(V)   = E |e - 1(A < 0)| A^2                       e: expectile
+  L(pi)  = -E min(exp(beta A), 100) log pi(a|s)       beta: inverse temperature
   L(Q_i) = E (Q_i(s, a) - y)^2      with y = r + gamma (1 - d) V(s')
 
 IQL:    Kostrikov et al. 2021, arXiv:2110.06169.
@@ -82,9 +82,9 @@ class Args:
     critic_lr: float = 3e-4  # Adam's rate for the critics
     value_lr: float = 3e-4  # Adam's rate for the value
     expectile: float = 0.7  # e: at 0.5 V is the mean of Q over the data's actions, at 1 the maximum
-    beta: float = 3.0  # what multiplies the advantage: at 0 pi copies all of the data alike
+    beta: float = 3.0  # inverse temperature, times the advantage; at 0 pi copies all data alike
     dropout: float = 0.0  # share of the policy's hidden units that a gradient step leaves out
-    fixed_log_std: float | None = None  # the policy's log-std for good; none: it is learned
+    fixed_log_std: float | None = None  # a log-std for good, from -5 to 2; none: it is learned
 
 
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
@@ -129,11 +129,10 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """A Gaussian: its mean is squashed, its samples are not, and its std is the same at every s."""
 
-    def __init__(self, args: Args, obs_dim: int, action_dim: int):
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...], fixed: float | None):
         super().__init__()
-        self.net = mlp(obs_dim, *args.actor_hidden, action_dim)
-        log_std = torch.full((action_dim,), args.fixed_log_std or 0.0)
-        self.log_std = nn.Parameter(log_std, requires_grad=args.fixed_log_std is None)
+        self.net = mlp(obs_dim, *hidden, action_dim)
+        self.log_std = nn.Parameter(torch.full((action_dim,), fixed or 0.0), fixed is None)
 
     def forward(self, obs: Tensor, masks: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
         """(..., obs) -> (..., act), (act). Masks of dropout: (B, width) for each hidden layer."""
@@ -166,14 +165,14 @@ class Agent(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
         super().__init__()
         self.args, self.action_dim, self.device = args, action_dim, device
-        self.actor = Actor(args, obs_dim, action_dim)
+        self.actor = Actor(obs_dim, action_dim, args.actor_hidden, args.fixed_log_std)
         self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.value = mlp(obs_dim, *args.value_hidden, 1)
         self.to(device)
-        values, policy, critics = (x.parameters() for x in (self.value, self.actor, self.critic))
+        value, policy, critics = (x.parameters() for x in (self.value, self.actor, self.critic))
         self.optimizers = {
-            "value": torch.optim.Adam(values, args.value_lr, fused=True),
+            "value": torch.optim.Adam(value, args.value_lr, fused=True),
             "actor": torch.optim.Adam(policy, args.actor_lr, fused=True),
             "critic": torch.optim.Adam(critics, args.critic_lr, fused=True),
         }
@@ -184,14 +183,16 @@ class Agent(nn.Module):
         return q - self.value(batch.obs)
 
     def value_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
-        # L(V) = E |e - 1(A < 0)| A^2: with e above 0.5 a V below Q costs more than one above it.
+        # Kostrikov et al. 2021: L(V) = E |e - 1(A < 0)| A^2. With e above 0.5 a V below Q costs
+        # more than one above it, so V rises to the better actions' Q.
         advantage = self.advantage(batch)
         weights = (self.args.expectile - (advantage < 0).to(advantage)).abs()
         value_loss = (weights * advantage**2).mean()
         return value_loss, {"loss/value": value_loss}
 
     def actor_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
-        # L(pi) = -E min(exp(beta A), 100) log pi(a|s); without the limit one action could be all.
+        # Kostrikov et al. 2021: L(pi) = -E exp(beta A) log pi(a|s). Their code has the limit of
+        # 100, without which one action's loss can be of any size.
         with torch.no_grad():
             weights = (self.args.beta * self.advantage(batch)).exp().clamp(max=100)  # (B, 1)
         masks = tuple(noise[key] for key in noise if key.startswith("dropout"))
@@ -199,13 +200,14 @@ class Agent(nn.Module):
         pi = torch.distributions.Normal(mean, log_std.exp())
         actor_loss = -(weights * pi.log_prob(batch.actions).sum(-1, keepdim=True)).mean()
 
-        # How much of the batch counts: 1 where all weights are the same, 1 / B where one is all.
+        # Effective sample size over B: 1 where all weights are the same, 1 / B where one is all.
         effective = weights.mean() ** 2 / (weights**2).mean()
         metrics = {"pi/effective": effective, "pi/entropy": pi.entropy().sum(-1).mean()}
         return actor_loss, metrics | {"loss/actor": actor_loss}
 
     def critic_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
-        # L(Q_i) = E (Q_i(s, a) - y)^2 with y = r + gamma (1 - d) V(s'): no action is needed at s'.
+        # Kostrikov et al. 2021: L(Q_i) = E (Q_i(s, a) - y)^2 with y = r + gamma (1 - d) V(s'), for
+        # which no action is needed at s'.
         with torch.no_grad():
             next_v = self.value(batch.next_obs)
             target_q = batch.rewards + self.args.gamma * (1 - batch.terminations) * next_v  # (B, 1)
@@ -237,7 +239,7 @@ class Agent(nn.Module):
             for i, width in enumerate(self.args.actor_hidden):
                 keep = torch.rand(batch_size, width, **options) < kept
                 noise[f"dropout{i}"] = keep / kept
-        if log:
+        if log:  # ten are enough for a mean
             noise["policy"] = torch.randn(batch_size, 2, 10, self.action_dim, **options)
             noise["random"] = 2 * torch.rand(batch_size, 10, self.action_dim, **options) - 1
         return noise
@@ -441,8 +443,8 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{stem}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
-    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), awac_lambda=(1e-6, 1e9))
-    limits |= dict.fromkeys("gamma dropout expectile".split(), (0, 0.99999))
+    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), fixed_log_std=(-5, 2))
+    limits |= dict(gamma=(0, 0.99999), dropout=(0, 0.99), expectile=(0, 1), awac_lambda=(1e-6, 1e9))
     for name, value in vars(args).items():
         for number in value if isinstance(value, (tuple, list)) else [value]:
             low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))

@@ -34,16 +34,23 @@ class Condition(NamedTuple):
     data: tuple[str, ...] = ("d0",)
     seeds: int = 4  # of each script and dataset
     scripts: tuple[str, ...] = SCRIPTS
+    first_seed: int = 0
 
 
 PAIR = ("cql", "cal_ql")
 CONDITIONS = {
     "default": Condition([], data=("d0", "d1"), seeds=8),
+    "default, 8 more seeds": Condition(
+        [], data=("d0", "d1"), seeds=8, scripts=("iql", "awac"), first_seed=8
+    ),
     "warm-up of 1000 steps": Condition([], warmup=1000, seeds=8, scripts=PAIR),
     "pre-training half as long": Condition(["--offline-steps", "3000"]),
     "pre-training twice as long": Condition(["--offline-steps", "12000"]),
     "no traps": Condition([], data=("d0-safe",)),
     "target entropy of the authors": Condition(["--target-entropy", "-1"], scripts=PAIR),
+    "weight 1 and target entropy of the authors": Condition(
+        ["--cql-weight", "1", "--target-entropy", "-1"], scripts=PAIR
+    ),
     "10 actions and max backup of the authors": Condition(
         ["--n-actions", "10", "--max-target-backup"], scripts=PAIR
     ),
@@ -130,6 +137,7 @@ COLUMNS = {
     "regret": "regret",
     "q_s0_before": "Q(s0) before",
     "discounted_return_before": "return obtained before",
+    "discounted_return_after": "return obtained at the end",
 }
 
 
@@ -165,7 +173,8 @@ def main() -> None:
         sys.exit(2)
     for name in args.only or CONDITIONS:
         condition = CONDITIONS[name]
-        for seed, data in itertools.product(range(args.seeds or condition.seeds), condition.data):
+        seeds = range(condition.first_seed, condition.first_seed + (args.seeds or condition.seeds))
+        for seed, data in itertools.product(seeds, condition.data):
             for script in condition.scripts:
                 jobs.append(Job(name, script, data, seed, condition.flags, condition.warmup))
     rows = run_all(jobs, args.jobs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scripts import (
     AWR_FAMILY,
+    CALIBRATION_KEYS,
     SCRIPTS,
     answer,
     check_initial_weights,
@@ -19,7 +20,6 @@ from scripts import (
     weights_of,
 )
 
-CALIBRATION_KEYS = {"calibration/rate", "calibration/gap", "q/data", "q/policy", "q/random"}
 # All advantages count the same: beta times them is 0, or next to 0 where they are divided.
 PLAIN = {"iql": dict(beta=0.0), "awac": dict(awac_lambda=1e9)}
 SHARP = {"iql": dict(beta=30.0), "awac": dict(awac_lambda=1 / 30)}

@@ -19,11 +19,10 @@ from conftest import (
     run_script,
     same_bits,
 )
-from scripts import CQL_FAMILY, ROOT, SCRIPTS, load_script
+from scripts import CALIBRATION_KEYS, CQL_FAMILY, ROOT, SCRIPTS, load_script
 from toy import LIMIT, Toy, play, save
 
 EVAL_KEYS = {"score", "success", "return", "discounted_return", "q_s0", "dip", "regret"}
-CALIBRATION_KEYS = {"calibration/rate", "calibration/gap", "q/data", "q/policy", "q/random"}
 
 
 # --- As a user starts them ------------------------------------------------------------------------
