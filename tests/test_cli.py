@@ -287,10 +287,10 @@ OUT_OF_RANGE = {
     "cql_weight": ["nan", "inf"],
     "lagrange_gap": ["nan", "inf"],
     "value_lr": [-1e-3, "nan", "inf"],
-    "expectile": [-0.1, 1.0, 1.5, "nan"],
+    "expectile": [-0.1, 1.5, "nan"],
     "beta": [-0.1, "nan", "inf"],
     "dropout": [-0.1, 1.0, 1.5, "nan"],
-    "fixed_log_std": ["nan", "inf"],
+    "fixed_log_std": [-5.5, 2.5, "nan", "inf"],
     "weight_decay": [-1e-3, "nan", "inf"],
     "awac_lambda": [0.0, -1.0, "nan", "inf"],
 }
@@ -316,7 +316,7 @@ def test_value_out_of_range(refused, toy_file, name, value):
     "script, settings",
     [
         ("iql", dict(expectile=0.0, beta=0.0, dropout=0.0, value_lr=0.0)),
-        ("iql", dict(expectile=0.99, beta=1000.0, dropout=0.99, fixed_log_std=-20.0)),
+        ("iql", dict(expectile=1.0, beta=1000.0, dropout=0.99, fixed_log_std=-5.0)),
         ("awac", dict(awac_lambda=1e-6, weight_decay=0.0, offline_share=-1.0)),
         ("awac", dict(awac_lambda=1e6, weight_decay=1.0, offline_share=0.0)),
     ],
