@@ -168,7 +168,8 @@ class Agent(nn.Module):
         }
 
     def critic_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
-        # L(Q_i) = E (Q_i(s, a) - y)^2 with y = r + gamma (1 - d) min_i Q'_i(s', a'), a' ~ pi(.|s').
+        # Nair et al. 2020: L(Q_i) = E (Q_i(s, a) - y)^2 with
+        # y = r + gamma (1 - d) min_i Q'_i(s', a') for a' ~ pi(.|s'); no entropy is added to it.
         with torch.no_grad():
             mean, log_std = self.actor(batch.next_obs)
             next_actions = mean + log_std.exp() * noise["target"]  # (B, act), beyond 1 at times

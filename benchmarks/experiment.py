@@ -43,7 +43,7 @@ CONDITIONS = {
     "default, 8 more seeds": Condition(
         [], data=("d0", "d1"), seeds=8, scripts=("iql", "awac"), first_seed=8
     ),
-    # Made by a reader, who saw two dips; so they belong to the record.
+    # Two of these lose all or half of their success at one evaluation, as none above does.
     "default, seeds 2025 to 2033": Condition([], seeds=9, scripts=("awac",), first_seed=2025),
     "warm-up of 1000 steps": Condition([], warmup=1000, seeds=8, scripts=PAIR),
     "pre-training half as long": Condition(["--offline-steps", "3000"]),

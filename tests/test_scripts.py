@@ -218,14 +218,17 @@ def test_the_most_special_row_is_taken(dataset, row):
 # order of DOMAINS, then what is the same in all.
 DOMAINS = ("antmaze-large-diverse-v2", "kitchen-complete-v0", "kitchen-partial-v0")
 DOMAINS += ("pen-binary-v0", "door-binary-v0", "relocate-binary-v0")
+EVERYWHERE = {  # whatever the algorithm
+    "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
+    "failure_reward": [0, None, None, -1, -1, -1],
+    "infinite_horizon": [False, True, True, False, False, False],
+    **dict(gamma=0.99, tau=0.005, utd=1),
+}
 PAPERS = {
     "cql": {
         "offline_steps": [1_000_000, 500_000, 500_000, 20_000, 20_000, 20_000],
-        "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
         "reward_scale": [10, 1, 1, 10, 10, 10],
         "reward_bias": [-5, 0, 0, 5, 5, 5],
-        "failure_reward": [0, None, None, -1, -1, -1],
-        "infinite_horizon": [False, True, True, False, False, False],
         "offline_share": [0.5, 0.25, 0.25, 0.5, 0.5, 0.5],
         "cql_weight": [5, 5, 5, 1, 1, 1],
         "lagrange_gap": [0.8, None, None, None, None, None],
@@ -233,32 +236,29 @@ PAPERS = {
         "actor_hidden": [(256,) * 2, (512,) * 3, (512,) * 3, (512,) * 2, (512,) * 2, (512,) * 2],
         "critic_hidden": [(256,) * 4, *[(512,) * 3] * 5],
     }
-    | dict(gamma=0.99, tau=0.005, utd=1, batch_size=256, actor_lr=1e-4, critic_lr=3e-4)
+    | EVERYWHERE
+    | dict(batch_size=256, actor_lr=1e-4, critic_lr=3e-4)
     | dict(n_actions=10, max_target_backup=True, target_entropy=-1),
     "iql": {
         "offline_steps": [1_000_000, 500_000, 500_000, 20_000, 20_000, 20_000],
-        "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
         "reward_bias": [-1, 0, 0, 0, 0, 0],
-        "failure_reward": [0, None, None, -1, -1, -1],
-        "infinite_horizon": [False, True, True, False, False, False],
         "offline_share": [0.5, 0.25, 0.25, 0.5, 0.5, 0.5],
         "expectile": [0.9, 0.7, 0.7, 0.8, 0.8, 0.8],
         "beta": [10, 0.5, 0.5, 3, 3, 3],
         "dropout": [0, 0.1, 0.1, 0, 0, 0],
         "fixed_log_std": [None, None, None, *[math.log(0.03)] * 3],
     }
-    | dict(gamma=0.99, tau=0.005, utd=1, batch_size=256, reward_scale=1)
+    | EVERYWHERE
+    | dict(batch_size=256, reward_scale=1)
     | dict(actor_hidden=(256, 256), critic_hidden=(256, 256), value_hidden=(256, 256))
     | dict(actor_lr=3e-4, critic_lr=3e-4, value_lr=3e-4),
     "awac": {
         "offline_steps": [1_000_000, 500_000, 500_000, 25_000, 25_000, 25_000],
-        "online_steps": [1_000_000, 1_500_000, 1_500_000, 200_000, 1_000_000, 1_000_000],
-        "failure_reward": [0, None, None, -1, -1, -1],
-        "infinite_horizon": [False, True, True, False, False, False],
         "awac_lambda": [1, 0.3, 1, 1, 1, 1],
         "critic_hidden": [(256,) * 4, *[(256,) * 2] * 5],
     }
-    | dict(gamma=0.99, tau=0.005, utd=1, batch_size=1024, offline_share=-1)
+    | EVERYWHERE
+    | dict(batch_size=1024, offline_share=-1)
     | dict(reward_scale=1, reward_bias=0, actor_hidden=(256, 256, 256, 256))
     | dict(actor_lr=3e-4, critic_lr=3e-4, weight_decay=1e-4, n_actions=1),
 }
