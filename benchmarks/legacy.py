@@ -7,6 +7,8 @@ compiled. Sources: MuJoCo's changelog; checked against trajectories of MuJoCo 2.
 used to be quoted.
 """
 
+import itertools
+
 import mujoco
 import numpy as np
 
@@ -20,25 +22,68 @@ LATER = (
 def use_legacy_contacts(spec: mujoco.MjSpec) -> None:
     """Two geoms are in contact within the larger of their margins; since MuJoCo 3.5 it is the sum.
 
-    Halving every margin is exact where geoms that can meet have the same margin. What was added to
-    collisions and solver since is switched off.
+    So every geom gets half of the largest margin. Pairs that this does not fit are written out:
+    those with smaller margins, and two boxes, whose depth of contact used to be half of what it is.
+    What was added to collisions and solver since is switched off.
     """
-    for geom in spec.geoms:
-        geom.margin /= 2
     spec.option.disableflags |= int(LATER)
+    model, largest = spec.compile(), max(geom.margin for geom in spec.geoms)
+    for number, geom in enumerate(spec.geoms):
+        geom.name = geom.name or f"geom{number}"  # a pair refers to names
+    for a, b in itertools.combinations(spec.geoms, 2):
+        margin, box = max(a.margin, b.margin), mujoco.mjtGeom.mjGEOM_BOX
+        if can_meet(model, a.id, b.id) and (margin < largest or a.type == b.type == box):
+            add_pair(spec, a, b, margin, half_depth=a.type == b.type == box)
+    for geom in spec.geoms:
+        geom.margin = largest / 2
+
+
+def can_meet(model: mujoco.MjModel, a: int, b: int) -> bool:
+    """Whether MuJoCo looks for contacts of two geoms: their bits match, and they belong to bodies
+    that move against each other and are not parent and child."""
+    bits = model.geom_contype[[a, b]] & model.geom_conaffinity[[b, a]]
+    first, second = model.body_weldid[model.geom_bodyid[[a, b]]]
+    parents = model.body_weldid[model.body_parentid[[first, second]]]
+    related = first and second and (parents[0] == second or parents[1] == first)
+    return bool(bits.any() and first != second and not related)
+
+
+def add_pair(spec: mujoco.MjSpec, a, b, margin: float, half_depth: bool) -> None:
+    """Two geoms' contact as MuJoCo combines it by itself, but with the margin given (m).
+
+    half_depth: a contact at distance d is treated as if at d / 2. The force depends on stiffness
+    times (d - margin): twice the margin and half the stiffness, that is sqrt(2) times the damping
+    ratio, do the same, and a gap below 0 keeps contacts from being found further away than before.
+    """
+    share = a.solmix / (a.solmix + b.solmix)
+    solref, solimp = (
+        share * np.array(x) + (1 - share) * np.array(y)
+        for x, y in ((a.solref, b.solref), (a.solimp, b.solimp))
+    )
+    slide, spin, roll = np.maximum(a.friction, b.friction)
+    pair = spec.add_pair(geomname1=a.name, geomname2=b.name, condim=max(a.condim, b.condim))
+    pair.friction, pair.margin = [slide, slide, spin, roll, roll], margin
+    if half_depth:
+        pair.margin, pair.gap = 2 * margin, -margin
+        solref[1] *= np.sqrt(2)
+        solimp[2] *= 2  # the width over which impedance grows, in metres of that distance
+    pair.solref, pair.solimp = solref, solimp
 
 
 def use_legacy_capsules(spec: mujoco.MjSpec) -> None:
     """A capsule is as heavy as a cylinder of its radius r and of its middle part's length plus r.
 
-    Since MuJoCo 2.1.1 masses and inertias of capsules are exact. Bodies of capsules alone are
-    changed, each at its density; the model's total mass, where it prescribes one, is kept.
+    Since MuJoCo 2.1.1 masses and inertias of capsules are exact. Changed are bodies of capsules
+    alone whose inertia the model does not give; they keep their density, and the whole model its
+    total mass where it prescribes one.
     """
-    model = spec.compile()
-    spec.compiler.inertiafromgeom = mujoco.mjtInertiaFromGeom.mjINERTIAFROMGEOM_AUTO
+    model, source = spec.compile(), mujoco.mjtInertiaFromGeom
+    inferred = spec.compiler.inertiafromgeom == source.mjINERTIAFROMGEOM_TRUE
+    spec.compiler.inertiafromgeom = source.mjINERTIAFROMGEOM_AUTO
     for body in spec.bodies:
         geoms = np.flatnonzero(model.geom_bodyid == body.id)
-        if len(geoms) == 0 or (model.geom_type[geoms] != mujoco.mjtGeom.mjGEOM_CAPSULE).any():
+        capsules = (model.geom_type[geoms] == mujoco.mjtGeom.mjGEOM_CAPSULE).all()
+        if len(geoms) == 0 or not capsules or (body.explicitinertial and not inferred):
             continue
         radius, length = model.geom_size[geoms, 0], 2 * model.geom_size[geoms, 1]
         volume, height = np.pi * radius**2 * (length + 4 / 3 * radius), length + radius

@@ -9,7 +9,14 @@ ours: gym.make("ogbench:antmaze-large-singletask-v0").
 import gymnasium as gym
 
 # D4RL's dataset of the same name, its environment, and the steps after which an episode is cut.
-for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
+for maze in (
+    "umaze",
+    "umaze-diverse",
+    "medium-play",
+    "medium-diverse",
+    "large-play",
+    "large-diverse",
+):
     limit = 700 if maze.startswith("umaze") else 1000
     kwargs = {"maze": maze.split("-")[0]}
     gym.register(f"antmaze-{maze}-v2", "benchmarks.antmaze:AntMaze", None, limit, kwargs=kwargs)
