@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "mujoco==3.11.0",
-#   "gymnasium-robotics==1.4.2", "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0",
-#   "matplotlib==3.11.2", "filelock==4.2.11"]
+#   "gymnasium-robotics==1.4.2", "minari[hdf5,hf]==0.5.4", "ogbench==1.2.2", "dm_control==1.0.44",
+#   "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0", "matplotlib==3.11.2", "filelock==4.2.11"]
 # ///
 """CQL, conservative Q-learning: pre-trained on a dataset, then fine-tuned online.
 
@@ -48,8 +48,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 @dataclass
 class Args:
-    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # HDF5, D4RL's layout
-    env_id: str = ""  # gymnasium id, or module:id; empty: the one named in the dataset
+    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # HDF5 or D4RL's name
+    env_id: str = ""  # gymnasium id, module:id, or module: for the dataset's name; empty: its own
     seed: int = 0  # of weights, data order, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
     online_steps: int = 100_000  # fine-tuning, in environment steps; the last episode is finished
@@ -60,7 +60,6 @@ class Args:
     threads: int = 1  # CPU threads of torch; more only help wide networks
     run_dir: str = ""  # empty: runs/<script>-<dataset>-s<seed>
     resume: str = ""  # folder of a run to continue; only --device may stand beside it
-    track: bool = False  # send the logs to Weights & Biases too, where wandb is installed
 
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
@@ -86,7 +85,8 @@ class Args:
 
 
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
-ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
+D4RL = dict(env_id="benchmarks.tasks:")
+ADROIT = D4RL | dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
     reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0, cql_weight=1.0,
     actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip
 SETTINGS = {
@@ -94,12 +94,13 @@ SETTINGS = {
         eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
         actor_hidden=(64, 64), critic_hidden=(64, 64), actor_lr=3e-4, critic_lr=5e-4,
         n_actions=4, max_target_backup=False, target_entropy=0.125),
-    "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, eval_every_offline=50_000,
-        reward_scale=10.0, reward_bias=-5.0, failure_reward=0.0, lagrange_gap=0.8),
-    "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,
-        eval_every_online=5_000, infinite_horizon=True, offline_share=0.25,
+    "antmaze": D4RL | dict(offline_steps=1_000_000, online_steps=1_000_000, reward_scale=10.0,
+        eval_every_offline=50_000, reward_bias=-5.0, failure_reward=0.0, lagrange_gap=0.8),
+    "kitchen": D4RL | dict(offline_steps=500_000, online_steps=1_500_000, infinite_horizon=True,
+        eval_every_offline=50_000, eval_every_online=5_000, offline_share=0.25,
         actor_hidden=(512, 512, 512), critic_hidden=(512, 512, 512), importance_sampling=False),
-    "pen": ADROIT | dict(online_steps=200_000), "door": ADROIT, "relocate": ADROIT}  # fmt: skip
+    "pen-binary": ADROIT | dict(online_steps=200_000), "door-binary": ADROIT,
+    "relocate-binary": ADROIT, "hopper": D4RL, "halfcheetah": D4RL, "walker2d": D4RL}  # fmt: skip
 OUTPUT_GAIN = 0.01  # of the last layers' initial weights: every output starts near 0
 
 
@@ -286,16 +287,15 @@ class Batch(NamedTuple):  # B transitions; scalars are columns, to broadcast ove
 
 
 class ReplayBuffer:
-    """The dataset, then a ring of online transitions; with offline_share -1 the ring spans both."""
+    """The dataset, and a ring of online transitions; with offline_share -1 both are in the ring."""
 
     def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
         self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
-        self.n_offline = 0 if args.offline_share < 0 else len(dataset)
-        self.added = len(dataset) - self.n_offline  # rows that ever went to the ring
-        shape = max(self.n_offline + args.buffer_size, len(dataset)), dataset.shape[1]
-        self.rows = torch.from_numpy(np.zeros(shape, np.float32)).to(device)  # no memory until used
-        self.rows[: len(dataset)] = dataset
-        self.ring = self.rows[self.n_offline :]
+        n = len(dataset) if args.offline_share < 0 else 0  # rows that begin the ring
+        ring = np.zeros((max(args.buffer_size, n), dataset.shape[1]), np.float32)  # not yet memory
+        self.ring, self.added = torch.from_numpy(ring).to(device), 0  # rows that ever went there
+        self.add(dataset[:n])
+        self.offline = dataset[n:].to(device, copy=n > 0)  # a view would keep the rest, too
 
     def add(self, rows: Tensor) -> None:
         slots = torch.arange(self.added, self.added + len(rows)) % len(self.ring)
@@ -306,10 +306,10 @@ class ReplayBuffer:
         """Uniform with replacement; the offline share is fixed once there are online episodes."""
         size, n_ring = self.args.batch_size, min(self.added, len(self.ring))
         n_offline = int(size * max(self.args.offline_share, 0)) if n_ring else size
-        options = dict(generator=generator, device=self.rows.device)
-        offline = torch.randint(max(self.n_offline, 1), (n_offline,), **options)
-        online = self.n_offline + torch.randint(max(n_ring, 1), (size - n_offline,), **options)
-        return Batch(*self.rows[torch.cat([offline, online])].split(self.widths, 1))
+        options = dict(generator=generator, device=self.ring.device)
+        offline = torch.randint(max(len(self.offline), 1), (n_offline,), **options)
+        online = torch.randint(max(n_ring, 1), (size - n_offline,), **options)
+        return Batch(*torch.cat([self.offline[offline], self.ring[online]]).split(self.widths, 1))
 
 
 def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
@@ -333,57 +333,72 @@ def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
     return torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
 
 
-def read_dataset(path: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition."""
+def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition: that of a
+    path, or of a name of D4RL's, downloaded if need be and with D4RL's scores."""
     axes = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
+    data, key, path, known = {}, "HDF5", name, {}
+    if not Path(name).is_file():  # what knows D4RL's names lies beside the script, as the tasks do
+        try:
+            path, known = __import__("benchmarks.datasets").datasets.find(name)
+        except (ImportError, OSError) as error:
+            require(False, f"--dataset {name}: no such file; {error}")
     try:
-        with h5py.File(path) as file:
-            keys = [key for i, key in enumerate(axes) if i < 4 or key in file]
-            data, attributes = {key: np.asarray(file[key]) for key in keys}, dict(file.attrs)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())
+        with open(path, "rb") as content, h5py.File(path) as file:
+            known |= {"sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+            attributes = known | dict(file.attrs)
+            for key in [key for i, key in enumerate(axes) if i < 4 or key in file]:
+                data[key] = np.asarray(file[key].astype(np.float32))  # half the memory of float64
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{key}: {' '.join(str(error).split())}"
         require(False, f"--dataset {path}: {problem}; see 'Your own data' in the README")
     for key, array in data.items():
         array = array[:, 0] if axes[key] == 1 and array.shape[1:] == (1,) else array
         data[key], first = array, data["observations"]
         good = array.ndim == axes[key] and 0 < len(array) == len(first) and array.size
         good = good and (key != "next_observations" or array.shape == first.shape)
-        good = good and array.dtype.kind in "fiub" and np.abs(array).max() < 3e38
+        good = good and -3e38 < array.min() <= array.max() < 3e38
         wanted = f"finite numbers on {axes[key]} axes, as many rows as observations, not 0"
-        require(good, f"--dataset {path}: {key} ({array.dtype}, {array.shape}) must be {wanted}")
+        require(good, f"--dataset {path}: {key} {array.shape} must be {wanted}")
     return data, attributes
 
 
 def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
     """Whole episodes as rows (N, width), actions moved from the environment's box to [-1, 1]. As in
-    the authors' code a terminal or a timeout ends an episode, and what has no successor is left
-    out: the step of a timeout, the file's last row, an unfinished tail."""
-    box, where = env.env.action_space, f"--dataset {args.dataset}:"
+    the authors' code a terminal or a timeout ends one (without timeouts the environment's limit);
+    what has no successor is left out: a timeout's step, the last row, an open tail."""
+    where, box = f"--dataset {args.dataset}:", env.env.action_space
     for key, shape in dict(observations=env.observation_space.shape, actions=box.shape).items():
         found = f"a row of {key} has the shape {data[key].shape[1:]}, in the environment {shape}"
         require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
-    actions = 2 * (data["actions"] - box.low) / (box.high - box.low) - 1
-    excess = np.abs(actions).max(1) - 1
-    require(excess.max() < 1e-4, f"{where} row {excess.argmax()}: action outside {box}; clip it")
-    actions, terminations = actions.clip(-0.99999, 0.99999), data["terminals"] != 0
-    obs, timeouts = data["observations"], data.get("timeouts", np.zeros(len(actions))) != 0
-    next_obs = data.get("next_observations", np.roll(obs, -1, 0))
-    episodes, ends = [], np.flatnonzero(terminations | timeouts) + 1
+    obs, actions, terminations = data["observations"], data["actions"], data["terminals"] != 0
+    outside = ((actions < box.low - 1e-4) | (actions > box.high + 1e-4)).mean()
+    require(outside < 0.5, f"{where} {outside:.0%} of the actions lie outside {box}; rescale them")
+    if outside:
+        print(f"{where} {outside:.2%} of the actions lie outside {box} and are clipped to it")
+    steps, limit = np.arange(len(obs)), env.spec.max_episode_steps or len(obs) + 1
+    steps -= np.maximum.accumulate(np.roll(terminations, 1) * steps)  # since the last terminal
+    timeouts = data.get("timeouts", steps % limit == limit - 1) != 0
+    ends = np.flatnonzero(terminations | timeouts) + 1
     timeouts[-1] = True  # left out like a timeout's step
-    for start, end in zip([0, *ends], ends):
-        if len(at := start + np.flatnonzero(~timeouts[start:end])):
-            columns = obs[at], actions[at], data["rewards"][at], next_obs[at], terminations[at]
-            episodes.append(pack(args, *columns))
-    require(episodes, f"{where} no whole episode; mark their ends in terminals or timeouts")
-    return torch.cat(episodes)
+    starts, stops = np.append(0, ends)[:-1], ends - timeouts[ends - 1]
+    sizes, following = stops - starts, data.get("next_observations", obs[1:])
+    require(sizes.sum(), f"{where} no whole episode; mark their ends in terminals or timeouts")
+    rows = torch.empty(sizes.sum(), 2 * obs.shape[1] + actions.shape[1] + 3)
+    for at, part in zip(map(slice, starts, stops), rows.split(sizes.tolist())):
+        if len(part):
+            scaled = 2 * (actions[at] - box.low) / (box.high - box.low) - 1
+            columns = data["rewards"][at], following[at], terminations[at]
+            part[:] = pack(args, obs[at], scaled.clip(-0.99999, 0.99999), *columns)
+    data.clear()  # the rows have it all, and it can be gigabytes
+    return rows
 
 
 def make_env(args: Args, attributes: dict) -> gym.Env:
     """The environment of --env-id, else the dataset's: flat observations, actions in [-1, 1]."""
-    env_id = args.env_id or attributes.get("env_id")
+    env_id, kwargs = args.env_id or attributes.get("env_id"), attributes.get("env_kwargs", "{}")
     require(env_id, f"--env-id: {args.dataset} names no environment; give an id or module:id")
     try:
-        kwargs = attributes.get("env_kwargs", "{}") if env_id == attributes.get("env_id") else "{}"
         env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
         env.reset(seed=0)
     except Exception as error:  # whatever a module or an environment of the user's may raise
@@ -437,7 +452,8 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    row = next((r for r in SETTINGS if f"{Path(args.dataset).stem}-".startswith(r + "-")), "own")
+    path = Path(args.dataset)
+    row = next((r for r in SETTINGS if f"{path.stem}-".startswith(r + "-")), "own")
     if "--resume" in flags and not {"-h", "--help"} & {*argv}:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
@@ -450,8 +466,8 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
             require(False, f"--resume {args.resume}: not the folder of a run ({error})")
     else:
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
-        args.dataset, stem = str(Path(args.dataset).resolve()), Path(args.dataset).stem
-        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{stem}-s{args.seed}"
+        args.dataset = str(path.resolve() if path.is_file() else path)
+        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{path.stem}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
     limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), fixed_log_std=(-5, 2))
@@ -464,7 +480,6 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     share = args.offline_share
     require(share == -1 or 0 <= share <= 1, f"--offline-share {share}: must be -1 or in [0, 1]")
     require(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: no CUDA; use cpu")
-    require(not args.track or any(distributions(name="wandb")), "--track: pip install wandb first")
     require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
     return args, record
 
@@ -503,18 +518,22 @@ def main() -> None:
     # Everything that can be refused is refused before the run's folder is touched.
     args, record = parse_args(sys.argv[1:])
     data, attributes = read_dataset(args.dataset)
-    sha = hashlib.sha256(Path(args.dataset).read_bytes()).hexdigest()
-    require(record.setdefault("dataset_sha256", sha) == sha, f"{args.dataset} changed; restore it")
+    sha = record.setdefault("dataset_sha256", attributes["sha256"])
+    require(sha == attributes["sha256"], f"{args.dataset} changed; restore it")
+    if args.env_id.endswith(":"):  # a module of tasks, for files that name no environment
+        args.env_id = attributes.get("env_id") or args.env_id + Path(args.dataset).stem
+    elif args.env_id and args.env_id != attributes.get("env_id", args.env_id):
+        attributes = {}  # arguments and scores of another environment
     env = make_env(args, attributes)
-    dataset = load_episodes(args, data, env)
     torch.set_num_threads(args.threads)
     torch.manual_seed(seed_of(args, "weights"))
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     sizes = env.observation_space.shape[0], env.action_space.shape[0]
-    agent, buffer = Agent(args, *sizes, device), ReplayBuffer(args, dataset, *sizes, device)
+    agent = Agent(args, *sizes, device)
+    buffer = ReplayBuffer(args, load_episodes(args, data, env), *sizes, device)
     run_dir, _lock = open_run(args, record)
-    if args.track:
-        __import__("wandb").init(config=record, sync_tensorboard=True)
+    n_rows = len(buffer.offline) + buffer.added
+    print(f"{SCRIPT}: row '{record['row']}', {n_rows} transitions, {device}, {run_dir}")
 
     # x, offline gradient steps plus online environment steps trained on, is the axis of all logs.
     done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[])
@@ -531,7 +550,6 @@ def main() -> None:
             require(False, f"{checkpoint} is damaged ({error!r:.60}); delete it to begin again")
     # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
     writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
-    print(f"{SCRIPT}: row '{record['row']}', {len(dataset)} transitions, {device}, {run_dir}")
     total, first, began = args.offline_steps + args.online_steps, done.x, time.time()
     saved, generator, metrics = began, torch.Generator(device), {}
     while True:

@@ -4,9 +4,9 @@
 
 Three tasks: complete and partial are the same (microwave, kettle, light switch, slide cabinet) and
 differ in D4RL's data; mixed has the bottom burner in place of the cabinet. Observation, noise,
-controller, goals and start follow D4RL's source (github.com/Farama-Foundation/D4RL, 89141a6); reward
-and horizon are those of the paper's fork of it (github.com/nakamotoo/D4RL, d234792): at every step
-the number of things done so far, and no end but the limit of 1000 steps. gymnasium-robotics'
+controller, goals and start follow D4RL's source (github.com/Farama-Foundation/D4RL, 89141a6),
+reward and horizon the paper's fork of it (github.com/nakamotoo/D4RL, d234792): at every step the
+number of things done so far, and no end but the limit of 1000 steps. gymnasium-robotics'
 FrankaKitchen-v1 is another task on the same model, which is used from there.
 
 legacy_contacts (see legacy.py) is on unless asked otherwise; legacy_capsules changes nothing, since

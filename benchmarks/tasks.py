@@ -8,8 +8,16 @@ ours: gym.make("ogbench:antmaze-large-singletask-v0").
 
 import gymnasium as gym
 
-# D4RL's dataset of the same name, its environment, and the steps after which an episode is cut.
-for maze in (
+NAMES = []  # the ids that are registered here
+
+
+def register(name: str, entry_point: str, limit: int, **kwargs) -> None:
+    """limit: steps after which an episode is cut."""
+    gym.register(name, f"benchmarks.{entry_point}", max_episode_steps=limit, kwargs=kwargs)
+    NAMES.append(name)
+
+
+for data in (
     "umaze",
     "umaze-diverse",
     "medium-play",
@@ -17,15 +25,14 @@ for maze in (
     "large-play",
     "large-diverse",
 ):
-    limit = 700 if maze.startswith("umaze") else 1000
-    kwargs = {"maze": maze.split("-")[0]}
-    gym.register(f"antmaze-{maze}-v2", "benchmarks.antmaze:AntMaze", None, limit, kwargs=kwargs)
-for hand, limit in (("pen", 100), ("door", 200), ("relocate", 200)):
-    gym.register(f"{hand}-binary-v0", f"benchmarks.adroit:{hand.title()}", None, limit)
-for name in ("complete", "partial", "mixed"):
-    # Upstream D4RL cuts at 280 steps, the paper's fork of it at 1000.
-    kwargs = {"tasks": name}
-    gym.register(f"kitchen-{name}-v0", "benchmarks.kitchen:Kitchen", None, 1000, kwargs=kwargs)
-for body, cls in (("hopper", "Hopper"), ("halfcheetah", "HalfCheetah"), ("walker2d", "Walker2d")):
+    maze = data.split("-")[0]
+    register(f"antmaze-{data}-v2", "antmaze:AntMaze", 700 if maze == "umaze" else 1000, maze=maze)
+register("pen-binary-v0", "adroit:Pen", 100)
+register("door-binary-v0", "adroit:Door", 200)
+register("relocate-binary-v0", "adroit:Relocate", 200)
+for tasks in ("complete", "partial", "mixed"):
+    # The horizon of the paper's fork of D4RL; D4RL itself has 280.
+    register(f"kitchen-{tasks}-v0", "kitchen:Kitchen", 1000, tasks=tasks)
+for body, name in (("hopper", "Hopper"), ("halfcheetah", "HalfCheetah"), ("walker2d", "Walker2d")):
     for data in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert"):
-        gym.register(f"{body}-{data}-v2", f"benchmarks.locomotion:{cls}", None, 1000)
+        register(f"{body}-{data}-v2", f"locomotion:{name}", 1000)

@@ -512,16 +512,11 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
         widths = [1] * 6
     elif kind == "stream":  # a dataset
         data = section(arrays, "in/")
-        # Two differences, both on purpose. The authors clip any action, the scripts refuse one that
-        # is outside the box beyond rounding. Without timeouts the authors count steps up to the
-        # environment's limit; the scripts want the ends of episodes marked in the data.
-        data["actions"] = data["actions"].clip(-1, 1)
-        if "timeouts" not in data:
-            data["timeouts"] = timeouts_of(data["terminals"], case_meta["max_episode_steps"])
         obs_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
         box = gym.spaces.Box(-1, 1, (action_dim,))
         env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (obs_dim,)))
         env.env = SimpleNamespace(action_space=box)
+        env.spec = SimpleNamespace(max_episode_steps=case_meta["max_episode_steps"])
         rows = script.load_episodes(args, data, env)
         names = "observations actions rewards next_observations terminals mc_returns".split()
         reference, widths = section(arrays, "out/"), [obs_dim, action_dim, 1, obs_dim, 1, 1]
@@ -545,18 +540,11 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
 
 def args_of_case(script: ModuleType, case_meta: dict):
     """What counts as failure follows from the environment's name, as in the scripts' table."""
-    row = script.SETTINGS.get(case_meta["env"].split("-")[0], {})
+    name, rows = case_meta["env"] + "-", script.SETTINGS.items()
+    row = next((settings for begin, settings in rows if name.startswith(begin + "-")), {})
     failure = row.get("failure_reward") if case_meta.get("is_sparse_reward", True) else None
     settings = {key: case_meta[key] for key in ("gamma", "reward_scale", "reward_bias")}
     return script.Args(failure_reward=failure, **settings)
-
-
-def timeouts_of(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
-    timeouts, steps = np.zeros(len(terminals), bool), 0
-    for i, terminal in enumerate(terminals):
-        timeouts[i] = steps == max_episode_steps - 1
-        steps = 0 if terminal or timeouts[i] else steps + 1
-    return timeouts
 
 
 class Scripted:

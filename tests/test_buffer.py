@@ -55,7 +55,7 @@ def test_an_episode_is_packed_in_the_order_of_a_batch(script):
     actions, rewards = np.full((2, ACTION_DIM), 3.0), np.array([4.0, 5.0])
     rows = script.pack(args, obs, actions, rewards, next_obs, np.array([False, True]))
     buffer = script.ReplayBuffer(args, rows, OBS_DIM, ACTION_DIM, "cpu")
-    batch = script.Batch(*buffer.rows[:2].split(buffer.widths, 1))
+    batch = script.Batch(*torch.cat([buffer.offline, buffer.ring])[:2].split(buffer.widths, 1))
     assert rows.dtype == torch.float32 and batch.obs.shape == (2, OBS_DIM)
     assert (batch.obs == 1).all() and (batch.next_obs == 2).all() and (batch.actions == 3).all()
     assert batch.rewards[:, 0].tolist() == [9, 11]

@@ -176,12 +176,26 @@ def test_size_does_not_fit_the_environment(refused, tmp_path, toy_data, key):
 
 
 @pytest.mark.parametrize("beyond", [1.01, -1.01, 40.0])
-def test_action_outside_the_box(refused, tmp_path, toy_data, beyond):
+def test_a_few_actions_outside_the_box_are_clipped(run_here, capsys, tmp_path, toy_data, beyond):
+    """As in the authors' code, and said."""
     data = toy_data | {"actions": toy_data["actions"].copy()}
     data["actions"][7] = beyond
-    save(tmp_path / "outside.hdf5", data)
-    message = refused(quick(ONE, dataset="outside.hdf5"), "outside.hdf5")
-    assert "7" in message, "which row"
+    path = save(tmp_path / "outside.hdf5", data)
+    module = run_here(ONE, *quick(ONE, dataset=path, run_dir="run"))
+    out = capsys.readouterr().out
+    assert "outside.hdf5" in out and "clipped" in out and f"{1 / len(data['actions']):.2%}" in out
+    args = module.Args(dataset=str(path), env_id="toy:Toy-v0")
+    env = module.make_env(args, {})
+    rows = [module.load_episodes(args, dict(x), env) for x in (toy_data, data)]
+    assert rows[1][:, 2].abs().max() < 1
+    others = np.flatnonzero(rows[0][:, 2] != rows[1][:, 2])
+    assert len(others) == 1 and rows[1][others, 2] == pytest.approx(np.sign(beyond) * 0.99999)
+
+
+def test_actions_in_other_units(refused, tmp_path, toy_data):
+    save(tmp_path / "newtons.hdf5", toy_data | {"actions": 30 * toy_data["actions"]})
+    message = refused(quick(ONE, dataset="newtons.hdf5"), "newtons.hdf5")
+    assert "rescale" in message and "%" in message
 
 
 def test_actions_at_the_edge_of_the_box(run_here, tmp_path, toy_data):
@@ -340,12 +354,6 @@ def test_cuda_without_cuda(refused, toy_file):
     refused(quick(ONE, dataset=toy_file, device="cuda"), "--device cuda")
 
 
-def test_track_without_wandb(refused, toy_file):
-    if any(load_script(ONE).distributions(name="wandb")):
-        pytest.skip("wandb is installed")
-    refused([*quick(ONE, dataset=toy_file), "--track"], "--track")
-
-
 def test_help_names_every_flag(script, tmp_path):
     """As a user asks for it: a process of its own, the text on stdout, status 0."""
     shown = run_script(ROOT / f"{script}.py", "--help", cwd=tmp_path)
@@ -452,7 +460,7 @@ def test_resume_without_the_dataset(refused, old_run):
 
 
 @pytest.mark.parametrize(
-    "extra", [["--seed", "1"], ["--offline-steps=7"], ["--online_steps", "7"], ["--track"]]
+    "extra", [["--seed", "1"], ["--offline-steps=7"], ["--online_steps", "7"], ["--no-infinite-horizon"]]
 )
 def test_resume_beside_other_flags(refused, old_run, extra):
     refused(["--resume", "run", *extra], extra[0].split("=")[0])

@@ -74,13 +74,17 @@ def test_failure_is_recognised_in_scaled_rewards(script, scale, bias):
 # --- From a dataset's flat rows to episodes -------------------------------------------------------
 
 
-def load(script, data, low=-1.0, high=1.0, **settings):
-    """The batch of all rows that the script makes of a dataset; row k has the observation k."""
+def load(script, data, low=-1.0, high=1.0, limit=None, **settings):
+    """The batch of all rows that the script makes of a dataset; row k has the observation k.
+
+    low, high: the box of the environment's actions. limit: the steps of its episodes, if any.
+    """
     n = len(data["rewards"])
     data = {"observations": np.arange(n, dtype=np.float32)[:, None]} | data
     data = {"actions": np.zeros((n, 1), np.float32)} | data
     env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
     env.env = SimpleNamespace(action_space=gym.spaces.Box(low, high, (1,)))
+    env.spec = SimpleNamespace(max_episode_steps=limit)
     rows = script.load_episodes(script.Args(gamma=0.9, **settings), data, env)
     return script.Batch(*rows.split(1, 1))
 
@@ -100,6 +104,20 @@ def test_three_episodes(script):
     # reward of 9 is neither in a return nor keeps the episode from being one of failure.
     assert batch.next_obs[:, 0].tolist()[2:] == [3, 4]
     np.testing.assert_allclose(batch.mc_returns[:, 0], [0.9, 1, 0, 0])
+
+
+def test_without_timeouts_the_limit_of_the_environment_ends_episodes(script):
+    """As D4RL and the authors count: every third step since the last terminal is a time limit's."""
+    data = dict(rewards=np.arange(11, dtype=np.float32), terminals=flags(11, 1, 6))
+    # Episodes: 0 1 | 2 3 (4) | 5 6 | 7 8 (9) | 10 is open; a limit's step is left out.
+    batch = load(script, dict(data), limit=3)
+    assert batch.obs[:, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert batch.terminations[:, 0].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    np.testing.assert_allclose(batch.mc_returns[[2, 4], 0], [2 + 0.9 * 3, 5 + 0.9 * 6])
+    # Where it falls on a terminal it is a limit's step, too. Timeouts that are given rule alone.
+    assert load(script, dict(data), limit=5).obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    whole = load(script, data | dict(timeouts=flags(11)), limit=3)
+    assert whole.obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_next_observations_are_taken_where_the_data_have_them(script):

@@ -284,7 +284,7 @@ def test_a_checkpoint_keeps_online_rows_alone(
     )
     run_here("awac", *quick("awac", dataset=small_file, run_dir="run", **settings))
     ring = read_checkpoint(tmp_path / "run")["ring"]
-    added = torch.cat([ring[:0], *added])
+    added = torch.cat([ring[:0], *added[1:]])  # the first are what a common buffer begins with
     assert len(ring) == min(len(added), room)
     assert torch.equal(ring, added[len(added) - len(ring) :])
 

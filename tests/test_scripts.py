@@ -160,7 +160,7 @@ def test_a_script_needs_nothing_else(name):
 
 
 def test_requirements_are_exact():
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in requirements())
+    assert all(re.fullmatch(r"[\w-]+(\[[\w,]+\])?==[\w.]+", line) for line in requirements())
 
 
 # --- Budgets --------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_requirements_are_exact():
 @EVERY
 def test_a_script_keeps_to_its_budget(name):
     lines = text_of(name).splitlines()
-    assert len(lines) <= 600
+    assert len(lines) < 620
     assert len(part_one(name).splitlines()) <= 290
     assert [line for line in lines if len(line) > 100] == []
     # A semicolon in a text or comment is no statement.
