@@ -13,7 +13,6 @@ import socket
 from pathlib import Path
 
 import h5py
-import torch
 
 from benchmarks import tasks
 
@@ -81,12 +80,14 @@ def download(url: str, path: Path) -> None:
 
     Raises: OSError with the address and the folder.
     """
+    from torch import hub  # takes a second, which only a download needs
+
     print(f"downloading {url} to {path}")
     part, before = path.with_name(f"{path.name}.{os.getpid()}.part"), socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(60)  # s without a byte
-        torch.hub.download_url_to_file(url, str(part))
+        hub.download_url_to_file(url, str(part))
         with h5py.File(part):  # a file that was cut short is refused here
             os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:

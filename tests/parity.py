@@ -14,6 +14,8 @@ deliberately do not offer, which is named. 1: beyond the tolerances. 2: a file t
 """
 
 import argparse
+import contextlib
+import io
 import json
 import re
 import sys
@@ -26,8 +28,12 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from scripts import load_script
+from scripts import ROOT, load_script
 from torch import Tensor, nn
+
+sys.path.append(str(ROOT))  # where a script lies, and so on its path too
+
+from benchmarks import convert
 
 Arrays = dict[str, np.ndarray]
 PRECISIONS = {"f64": torch.float64, "f32": torch.float32}
@@ -500,8 +506,6 @@ def return_cases(arrays: Arrays) -> list[str]:
 def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> Worst:
     """One case of return_to_go.npz: what the script makes of episodes, as the buffer holds it."""
     kind, name = case.split("/")
-    if kind not in ("calc", "stream", "online"):
-        raise NotOffered(f"{case}: demonstrations of Adroit are no format that the scripts read")
     case_meta, arrays = meta[kind][name], section(arrays, f"{case}/")
     args = args_of_case(script, case_meta)
     if kind == "calc":  # one episode
@@ -510,15 +514,21 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
         rows = script.pack(args, nothing, nothing, raw, nothing, terminals)
         names, reference = (None, None, "rewards", None, "terminals", "mc_returns"), arrays
         widths = [1] * 6
-    elif kind == "stream":  # a dataset
+    elif kind in ("stream", "hand"):  # a dataset; demonstrations, which become one
         data = section(arrays, "in/")
+        if kind == "hand":
+            data = convert.adroit_rows(demonstrations(data, case_meta))
         obs_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
         box = gym.spaces.Box(-1, 1, (action_dim,))
         env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (obs_dim,)))
         env.env = SimpleNamespace(action_space=box)
-        env.spec = SimpleNamespace(max_episode_steps=case_meta["max_episode_steps"])
-        rows = script.load_episodes(args, data, env)
+        env.spec = SimpleNamespace(max_episode_steps=case_meta.get("max_episode_steps"))
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # that actions are clipped: so they are there
+            rows = script.load_episodes(args, data, env)
         names = "observations actions rewards next_observations terminals mc_returns".split()
+        names[4] = "dones" if kind == "hand" else names[4]
         reference, widths = section(arrays, "out/"), [obs_dim, action_dim, 1, obs_dim, 1, 1]
     else:  # episodes played
         agent = SimpleNamespace(device="cpu", act=lambda obs, generator: torch.zeros(1))
@@ -536,6 +546,12 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
             found = column.numpy() if value.ndim == 2 else column[:, 0].numpy()
             worst = worst.and_also(found, value, 1e-6 * np.abs(value).max(), name)
     return worst
+
+
+def demonstrations(arrays: Arrays, case_meta: dict) -> list[Arrays]:
+    """The experts' trajectories, then the others, in the order in which the authors take them."""
+    numbered = [("expert", case_meta["n_expert"]), ("bc", case_meta["n_bc"])]
+    return [section(arrays, f"{kind}{i}/") for kind, n in numbered for i in range(n)]
 
 
 def args_of_case(script: ModuleType, case_meta: dict):

@@ -608,7 +608,7 @@ def test_pickled_code_is_not_run(refused, tmp_path):
 
 BAD_ADROIT = {
     "no success": ([simple(rewards=-np.ones(3))], "no trajectory with a success"),
-    "dense rewards": ([simple(rewards=np.array([0.5, 1, 0]))], "rewards must be -1 or 0"),
+    "dense rewards": ([simple(rewards=np.array([-1, 0.5, 0]))], "rewards must be -1 or 0"),
     "two columns of rewards": ([simple(rewards=np.zeros((3, 2)))], "rewards must be"),
     "rewards go on": ([as_bc(simple()) | dict(rewards=np.zeros((4, 1)))], "rows differ"),
     "rewards too short": ([as_expert(simple(rewards=np.zeros(2)), ())], "rows differ"),
@@ -619,7 +619,7 @@ BAD_ADROIT = {
     "widths": ([simple(), simple(actions=np.zeros((3, 2)))], "has the shape (2,), before (1,)"),
     "complex": ([simple(actions=np.zeros((3, 1), complex))], "type c16"),
     "ragged": ([simple(observations=[[1.0], [1.0, 2.0], [1.0]])], "trajectory 0"),
-    "text": ([simple(actions=np.array([["x"]] * 3))], "actions (<U1, (3, 1)) must be numbers"),
+    "text": ([simple(actions=np.array([[b"x"]] * 3))], "actions (|S1, (3, 1)) must be numbers"),
     "no dicts": ([1, 2], "must hold dicts"),
     "nothing": ([], "must hold dicts"),
 }
@@ -859,7 +859,7 @@ def test_no_half_written_file(refused, tmp_path, monkeypatch):
     refused("ends x.hdf5 --columns 1 --out file/y.hdf5", "--out file/y.hdf5", "can be written")
 
     def full(*_, **__):
-        raise OSError("No space left on device")
+        raise OSError("No space left\non device")
 
     monkeypatch.setattr(h5py.File, "create_dataset", full)
     refused("ends x.hdf5 --columns 1", "No space left on device")
