@@ -19,6 +19,7 @@ margin but do not touch: with it the ant leaves today's engine at the first of t
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import mujoco
@@ -65,6 +66,12 @@ def hand(site: Path, name: str) -> mujoco.MjModel:
     return model
 
 
+def servos(model: mujoco.MjModel, data: mujoco.MjData, action: np.ndarray) -> np.ndarray:
+    """Where in the range of each actuator an action in [-1, 1] has it hold."""
+    low, high = model.actuator_ctrlrange.T
+    return (low + high) / 2 + action * (high - low) / 2
+
+
 def record(model, substeps, actions, control, qpos=None, qvel=None) -> dict[str, np.ndarray]:
     """control(data, action) -> what the actuators get during the substeps of one step."""
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
@@ -97,8 +104,6 @@ def main() -> None:
     # differ. With these seeds the hand meets pen, door or ball, and less than that of the table.
     for name, seed, arm in (("pen", 5, 1.0), ("door", 2, 0.5), ("relocate", 3, 0.25)):
         model, rng = hand(site, name), np.random.default_rng(seed)
-        low, high = model.actuator_ctrlrange.T
-        middle, half = (low + high) / 2, (high - low) / 2
         if name == "pen":
             model.body("target").quat = 0.8, 0.4, 0.4, 0.2
             drawn = dict(target_quat=model.body("target").quat)
@@ -112,7 +117,7 @@ def main() -> None:
         # Neighbouring actions alike, so that the fingers close and meet what they handle.
         actions = np.repeat(rng.uniform(-1, 1, (10, model.nu)), 10, 0)
         actions[:, : model.nu - 24] *= arm
-        trajectory = record(model, 5, actions, lambda _, a: middle + a * half)
+        trajectory = record(model, 5, actions, partial(servos, model))
         keep(name, trajectory | {key: np.array(value) for key, value in drawn.items()})
     bounds = np.array([2.9, 1.8, 2.9, 0, 2.9, 3.8, 2.9, 0.04, 0.04])
     lowest = np.array([-2.9, -1.8, -2.9, -3.1, -2.9, 0, -2.9, 0, 0])
