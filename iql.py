@@ -25,6 +25,7 @@ Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online wha
 
 import copy
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -330,13 +331,13 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
     data, key, path, known = {}, "HDF5", name, {}
     if not Path(name).is_file():  # what knows D4RL's names lies beside the script, as the tasks do
         try:
-            path, known = __import__("benchmarks.datasets").datasets.find(name)
+            path, known = importlib.import_module("benchmarks.datasets").find(name)
         except (ImportError, OSError) as error:
             require(False, f"--dataset {name}: no such file; {error}")
     try:
         with open(path, "rb") as content, h5py.File(path) as file:
-            known |= {"sha256": hashlib.file_digest(content, "sha256").hexdigest()}
             attributes = known | dict(file.attrs)
+            attributes["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
             for key in [key for i, key in enumerate(axes) if i < 4 or key in file]:
                 data[key] = np.asarray(file[key].astype(np.float32))  # half the memory of float64
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -363,9 +364,9 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
         require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
     obs, actions, terminations = data["observations"], data["actions"], data["terminals"] != 0
     outside = ((actions < box.low - 1e-4) | (actions > box.high + 1e-4)).mean()
-    require(outside < 0.5, f"{where} {outside:.0%} of the actions lie outside {box}; rescale them")
+    require(outside < 0.5, f"{where} {outside:.0%} of actions outside the action box; rescale them")
     if outside:
-        print(f"{where} {outside:.2%} of the actions lie outside {box} and are clipped to it")
+        print(f"{where} {outside:.2%} of the numbers of actions are clipped to the action box")
     steps, limit = np.arange(len(obs)), env.spec.max_episode_steps or len(obs) + 1
     steps -= np.maximum.accumulate(np.roll(terminations, 1) * steps)  # since the last terminal
     timeouts = data.get("timeouts", steps % limit == limit - 1) != 0
