@@ -30,10 +30,15 @@ def use_legacy_contacts(spec: mujoco.MjSpec) -> None:
     model, largest = spec.compile(), max(geom.margin for geom in spec.geoms)
     for number, geom in enumerate(spec.geoms):
         geom.name = geom.name or f"geom{number}"  # a pair refers to names
+    # Pairs ignore what the model excludes, and count twice beside those that it has.
+    written = {frozenset((pair.geomname1, pair.geomname2)) for pair in spec.pairs}
+    excluded = {frozenset((item.bodyname1, item.bodyname2)) for item in spec.excludes}
     for a, b in itertools.combinations(spec.geoms, 2):
-        margin, box = max(a.margin, b.margin), mujoco.mjtGeom.mjGEOM_BOX
-        if can_meet(model, a.id, b.id) and (margin < largest or a.type == b.type == box):
-            add_pair(spec, a, b, margin, half_depth=a.type == b.type == box)
+        margin, boxes = max(a.margin, b.margin), a.type == b.type == mujoco.mjtGeom.mjGEOM_BOX
+        if margin == largest and not boxes or not can_meet(model, a.id, b.id):
+            continue
+        if {a.name, b.name} not in written and {a.parent.name, b.parent.name} not in excluded:
+            add_pair(spec, a, b, margin, half_depth=boxes)
     for geom in spec.geoms:
         geom.margin = largest / 2
 
@@ -81,14 +86,12 @@ def use_legacy_capsules(spec: mujoco.MjSpec) -> None:
     inferred = spec.compiler.inertiafromgeom == source.mjINERTIAFROMGEOM_TRUE
     spec.compiler.inertiafromgeom = source.mjINERTIAFROMGEOM_AUTO
     for body in spec.bodies:
-        geoms = np.flatnonzero(model.geom_bodyid == body.id)
+        geoms = [geom.id for geom in body.geoms]
         capsules = (model.geom_type[geoms] == mujoco.mjtGeom.mjGEOM_CAPSULE).all()
         if len(geoms) == 0 or not capsules or (body.explicitinertial and not inferred):
             continue
-        radius, length = model.geom_size[geoms, 0], 2 * model.geom_size[geoms, 1]
-        volume, height = np.pi * radius**2 * (length + 4 / 3 * radius), length + radius
-        density = model.body_mass[body.id] / volume.sum()
-        masses = density * np.pi * radius**2 * height
+        radius, height = model.geom_size[geoms, 0], model.geom_size[geoms] @ [1, 2, 0]
+        masses = np.pi * radius**2 * height * [geom.density for geom in body.geoms]
         centre = masses @ model.geom_pos[geoms] / masses.sum()
         inertia = np.zeros((3, 3))  # about the centre, in the body's frame
         for geom, mass, r, h in zip(geoms, masses, radius, height):

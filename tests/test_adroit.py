@@ -11,14 +11,16 @@ import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scripts import OWN_FIXTURES, ROOT
+from scripts import ROOT
 
 sys.path.append(str(ROOT))  # where a script lies, and so on its path too
 
-from benchmarks import adroit, datasets, legacy
+import physics
+from physics import OLD, arrays, course, differing, still
+
+from benchmarks import adroit, legacy
 
 TASKS = {"pen": adroit.Pen, "door": adroit.Door, "relocate": adroit.Relocate}
-OLD = dict(np.load(ROOT / "tests" / "trajectories.npz"))  # of MuJoCo 2.3.7, see make_trajectories.py
 
 
 @pytest.fixture(params=TASKS)
@@ -31,9 +33,13 @@ def env(name):
     return TASKS[name]()
 
 
-def start(env, name):
-    """The beginning of a trajectory of the old engine, with what its reset had drawn."""
-    env.reset(seed=0)
+def errors(env, name) -> np.ndarray:
+    """Of qpos after each step of the old engine's trajectory."""
+    return physics.errors(env, name, prepare)
+
+
+def prepare(env, name) -> None:
+    """What the reset of the old engine's trajectory had drawn."""
     if name == "pen":
         env.model.body("target").quat = OLD["pen/target_quat"]
     elif name == "door":
@@ -41,32 +47,6 @@ def start(env, name):
     else:
         env.model.body("Object").pos = OLD["relocate/object_pos"]
         env.model.site("target").pos = OLD["relocate/target_pos"]
-    env.set_state(OLD[f"{name}/qpos0"], OLD[f"{name}/qvel0"])
-
-
-def errors(env, name) -> np.ndarray:
-    """The largest error of qpos after each step."""
-    start(env, name)
-    found = []
-    for action, qpos in zip(OLD[f"{name}/actions"], OLD[f"{name}/qpos"]):
-        env.step(action)
-        found.append(np.abs(env.data.qpos - qpos).max())
-    return np.array(found)
-
-
-def arrays(model) -> dict[str, np.ndarray]:
-    """All numbers of a compiled model, but for the tree that speeds up the search for contacts."""
-    pairs = {key: getattr(model, key) for key in dir(model) if not key.startswith(("_", "bvh"))}
-    pairs |= {f"opt.{key}": getattr(model.opt, key) for key in dir(model.opt) if key[0] != "_"}
-    return {
-        key: np.array(value)
-        for key, value in pairs.items()
-        if isinstance(value, (int, float, np.ndarray)) and np.asarray(value).dtype.kind in "biuf"
-    }
-
-
-def still(env):
-    return np.zeros(env.action_space.shape, np.float32)
 
 
 # --- The model ------------------------------------------------------------------------------------
@@ -83,13 +63,8 @@ def test_todays_contacts_lead_elsewhere(name):
 def test_what_the_settings_change(name):
     """Contacts: margins, three switches and pairs of boxes, nothing else. Capsules: nothing."""
     plain = TASKS[name](legacy_contacts=False, legacy_capsules=False).model
-    contacts, numbers = TASKS[name](legacy_capsules=False).model, arrays(plain)
-    changed = {
-        key
-        for key, values in arrays(contacts).items()
-        if not key.startswith(("name", "nname", "nbuffer", "signature", "npair", "pair"))
-        and not np.array_equal(values, numbers[key])
-    }
+    contacts = TASKS[name](legacy_capsules=False).model
+    changed = differing(contacts, plain, ignored=(*physics.NAMES, "npair", "pair"))
     assert changed == {"geom_margin", "body_margin", "opt.disableflags"}
     assert (plain.geom_margin == 0.0005).all() and (contacts.geom_margin == 0.00025).all()
     assert contacts.opt.disableflags == plain.opt.disableflags | int(legacy.LATER)
@@ -101,9 +76,8 @@ def test_what_the_settings_change(name):
     assert (contacts.geom_type[added] == mujoco.mjtGeom.mjGEOM_BOX).all()
 
     for flag in (False, True):
-        with_capsules = arrays(TASKS[name](legacy_contacts=flag, legacy_capsules=True).model)
-        for key, values in arrays(contacts if flag else plain).items():
-            np.testing.assert_array_equal(with_capsules[key], values, err_msg=key)
+        with_capsules = TASKS[name](legacy_contacts=flag, legacy_capsules=True).model
+        assert not differing(with_capsules, contacts if flag else plain, ignored=())
     # Why: no body with a capsule leaves its inertia to the compiler.
     spec = TASKS[name]().specification()
     kinds, owners = plain.geom_type, plain.geom_bodyid
@@ -113,10 +87,7 @@ def test_what_the_settings_change(name):
 
 def test_the_model_is_d4rls(env, name, tmp_path):
     """Every number, from D4RL's own file without an attribute that today's parser refuses."""
-    try:
-        source = datasets.d4rl_file(f"hand_manipulation_suite/assets/DAPG_{name}.xml")
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+    source = physics.d4rl(f"hand_manipulation_suite/assets/DAPG_{name}.xml")
     (tmp_path / "Adroit").symlink_to(source.parent.parent / "Adroit")
     (tmp_path / "assets").mkdir()
     for file in source.parent.glob("*.xml"):
@@ -134,9 +105,9 @@ def test_the_model_is_d4rls(env, name, tmp_path):
     groups = ("body", "jnt", "dof", "geom", "site", "actuator", "tendon", "wrap", "eq", "sensor")
     groups += ("mesh_vert", "mesh_pos", "mesh_quat", "qpos", "opt.", "exclude", "pair", "key", "n")
     # Sizes and addresses, of names and pictures too, are among what is the same.
-    physics = [key for key in theirs if key.startswith(groups) and "nbuffer" not in key]
-    assert len(physics) > 250 and {"body_mass", "geom_size", "opt.timestep"} < set(physics)
-    for key in physics:
+    compared = [key for key in theirs if key.startswith(groups) and "nbuffer" not in key]
+    assert len(compared) > 250 and {"body_mass", "geom_size", "opt.timestep"} < set(compared)
+    for key in compared:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
 
 
@@ -341,19 +312,10 @@ def test_what_a_reset_draws(env, name):
         if name == "relocate":
             assert env.model.body("Object").pos[2] == height == 0.035
         samples.append(drawn(env, name))
-    shares = (np.array(samples) - low) / (high - low)
-    assert shares.min() >= 0 and shares.max() <= 1
-    np.testing.assert_allclose(np.quantile(shares, [0, 0.25, 0.5, 0.75, 1], 0), np.tile(
-        [[0], [0.25], [0.5], [0.75], [1]], len(low)), atol=0.08)  # fmt: skip
-    assert np.abs(np.corrcoef(shares.T) - np.eye(len(low))).max() < 0.2
+    physics.check_uniform(samples, low, high)
 
 
 def test_a_seed_decides_everything(env, name):
-    actions = np.random.default_rng(0).uniform(-1, 1, (20, *env.action_space.shape))
-
-    def course(env, seed):
-        return np.array([env.reset(seed=seed)[0], *(env.step(action)[0] for action in actions)])
-
     first = course(env, 3)
     np.testing.assert_array_equal(first, course(env, 3))
     np.testing.assert_array_equal(first, course(TASKS[name](), 3))

@@ -460,7 +460,8 @@ def test_resume_without_the_dataset(refused, old_run):
 
 
 @pytest.mark.parametrize(
-    "extra", [["--seed", "1"], ["--offline-steps=7"], ["--online_steps", "7"], ["--no-infinite-horizon"]]
+    "extra",
+    [["--seed", "1"], ["--offline-steps=7"], ["--online_steps", "7"], ["--no-infinite-horizon"]],
 )
 def test_resume_beside_other_flags(refused, old_run, extra):
     refused(["--resume", "run", *extra], extra[0].split("=")[0])

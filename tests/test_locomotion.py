@@ -8,9 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scripts import OWN_FIXTURES, ROOT
+from scripts import ROOT
 
 sys.path.append(str(ROOT))  # where a script lies, and so on its path too
+
+import physics
+from physics import course, errors, still
 
 from benchmarks import locomotion
 
@@ -22,7 +25,6 @@ TASKS = {
 DT = {"hopper": 0.008, "halfcheetah": 0.05, "walker2d": 0.008}  # seconds of a step
 COST = {"hopper": 1e-3, "halfcheetah": 0.1, "walker2d": 1e-3}
 BONUS = {"hopper": 1.0, "halfcheetah": 0.0, "walker2d": 1.0}
-OLD = dict(np.load(ROOT / "tests" / "trajectories.npz"))  # of MuJoCo 2.3.7, see make_trajectories.py
 # Steps. The cheetah is chaotic: moved by 1e-14 at the start it is, on the old engine too, by 1e-6
 # elsewhere after 70 steps and by 1e-4 after 100.
 FOLLOWED = {"hopper": 100, "halfcheetah": 60, "walker2d": 100}
@@ -45,21 +47,6 @@ def frozen(env, monkeypatch):
     """An environment in whose steps nothing moves."""
     monkeypatch.setattr(env, "do_simulation", lambda ctrl, n_frames: None)
     return env
-
-
-def still(env):
-    return np.zeros(env.action_space.shape, np.float32)
-
-
-def errors(env, name) -> np.ndarray:
-    """The largest error of qpos after each step of a trajectory of the old engine."""
-    env.reset(seed=0)
-    env.set_state(OLD[f"{name}/qpos0"], OLD[f"{name}/qvel0"])
-    found = []
-    for action, qpos in zip(OLD[f"{name}/actions"], OLD[f"{name}/qpos"]):
-        env.step(action)
-        found.append(np.abs(env.data.qpos - qpos).max())
-    return np.array(found)
 
 
 # --- The model ------------------------------------------------------------------------------------
@@ -284,26 +271,17 @@ def test_what_a_reset_draws(env, name):
         np.testing.assert_array_equal(obs, np.concatenate([env.data.qpos, env.data.qvel])[1:])
         samples.append(np.concatenate([env.data.qpos - rest, env.data.qvel]))
     size = 0.1 if name == "halfcheetah" else 0.005
-    samples = np.array(samples) / size
-    quantiles = {"uniform": [-1, -0.5, 0, 0.5, 1], "normal": [-3, -0.674, 0, 0.674, 3]}
-    kinds = ["uniform", "normal" if name == "halfcheetah" else "uniform"]
-    for kind, part in zip(kinds, np.split(samples, [env.model.nq], 1)):
-        if kind == "uniform":
-            assert np.abs(part).max() <= 1 + 1e-9
-        found = np.quantile(part, [0, 0.25, 0.5, 0.75, 1], 0)
-        tolerance = np.array([[0.02], [0.15], [0.15], [0.15], [0.02]])
-        tolerance[[0, 4]] *= 60 if kind == "normal" else 1
-        assert (np.abs(found.T - quantiles[kind]) < tolerance.T).all()
-    off_diagonal = np.corrcoef(samples.T) - np.eye(samples.shape[1])
-    assert np.abs(off_diagonal).max() < 0.2
+    positions, velocities = np.split(np.array(samples), [env.model.nq], 1)
+    bounds = size * np.ones(env.model.nq)
+    physics.check_uniform(positions, -bounds, bounds)
+    if name == "halfcheetah":
+        physics.check_normal(velocities, size)
+    else:
+        physics.check_uniform(velocities, -bounds, bounds)
+    assert np.abs(np.corrcoef(np.transpose(samples)) - np.eye(2 * env.model.nq)).max() < 0.2
 
 
 def test_a_seed_decides_everything(env, name):
-    actions = np.random.default_rng(0).uniform(-1, 1, (20, *env.action_space.shape))
-
-    def course(env, seed):
-        return np.array([env.reset(seed=seed)[0], *(env.step(action)[0] for action in actions)])
-
     first = course(env, 3)
     np.testing.assert_array_equal(first, course(env, 3))
     np.testing.assert_array_equal(first, course(TASKS[name](), 3))

@@ -44,6 +44,22 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
+def test_tests_in_the_table_of_fidelity_exist():
+    """Each in the file that its table names, or that stands before it."""
+    text, tests = (ROOT / "benchmarks" / "fidelity.md").read_text(), ROOT / "tests"
+    named = set(re.findall(r"`(test_\w+)`", text))
+    defined = {
+        x
+        for path in tests.glob("test_*.py")
+        for x in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 50 and named <= defined, named - defined
+    for section in re.split("(?m)^## ", text)[2:]:
+        [file] = re.findall(r"\| test \(`(\w+\.py)`\)", section)
+        here = set(re.findall(r"def (test_\w+)", (tests / file).read_text()))
+        assert set(re.findall(r"`(test_\w+)`", section)) <= here, section[:30]
+
+
 def test_line_counts_are_true():
     """Those of the files, and of what changes from each to the next one to be read."""
     rows = re.findall(r"\| \[`(\w+)\.py`\]\(\1\.py\) \| (\d+) \| ?(\d*) \|", README)
