@@ -287,23 +287,22 @@ def test_data_of_another_task_are_refused_with_both_shapes(
     assert "(11,)" in message and {"a": "(29,)", "k": "(60,)"}[name[0]] in message
 
 
-LOAD = """
-import resource, sys, time, types
+LOAD = r"""
+import re, sys, time, types
 import gymnasium as gym
 import cal_ql
 
-def memory():  # MB
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+def memory(key):  # MB; getrusage would tell the peak of the process that started this one, too
+    return int(re.search(key + r":\s+(\d+)", open("/proc/self/status").read())[1]) * 1024 / 1e6
 
 args = cal_ql.Args(dataset=sys.argv[1], failure_reward=0.0, offline_share=float(sys.argv[2]))
 env = types.SimpleNamespace(observation_space=gym.spaces.Box(-1, 1, (29,)))
 env.env = types.SimpleNamespace(action_space=gym.spaces.Box(-1, 1, (8,)))
 env.spec = types.SimpleNamespace(max_episode_steps=1000)
-before, began = memory(), time.process_time()
+before, began = memory("VmRSS"), time.process_time()
 data, _ = cal_ql.read_dataset(args.dataset)
 buffer = cal_ql.ReplayBuffer(args, cal_ql.load_episodes(args, data, env), 29, 8, "cpu")
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-print(time.process_time() - began, memory() - before, peak - before)
+print(time.process_time() - began, memory("VmRSS") - before, memory("VmHWM") - before)
 """
 
 
