@@ -34,11 +34,13 @@ import tyro
 from numpy.lib import format as npy
 from tyro.conf import Positional
 
-from benchmarks.datasets import folder
+from benchmarks import tasks
+from benchmarks.datasets import d4rl_tables, folder
 
 Arrays = dict[str, np.ndarray]
 AXES = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
 DAMAGED = "get or make the file again"
+HANDS = dict(pen=(45, 24), door=(39, 28), relocate=(39, 30))  # numbers of observation and action
 
 
 class Unusable(Exception):
@@ -116,10 +118,10 @@ def join(where, episodes: Iterable[tuple[str, Arrays]]) -> tuple[Arrays, list[st
 
 def write(out: Path, data: Arrays, attributes: dict) -> None:
     """All or nothing: into another file, which takes the name when it is whole."""
-    unfinished = out.with_name(f"{out.name}.tmp")
+    unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(unfinished, "w", track_order=True) as file:
+        with h5py.File(unfinished, "x", track_order=True) as file:
             for key, array in data.items():
                 file.create_dataset(key, data=array, compression="gzip", shuffle=True)
             file.attrs.update(attributes)
@@ -158,7 +160,7 @@ class Common:
     """Every kind has a default file `target` and `convert`: arrays, attributes, what was changed.
     Raises: Unusable."""
 
-    out: Path | None = None  # file to write; by default in D4RL's cache (ends: beside its input)
+    out: Path | None = None  # file to write; by default in D4RL's cache
     overwrite: bool = False  # replace that file where it exists
 
 
@@ -237,8 +239,6 @@ class Minari(Common):
             data, changes = join(self.id, episodes())
         # Some datasets name another environment for evaluation: that is the task to be learned.
         attributes, told = environment(dataset._eval_env_spec or dataset.env_spec)
-        scores = {key: about[key] for key in ("ref_min_score", "ref_max_score") if key in about}
-        attributes |= scores if attributes and len(scores) == 2 else {}
         order, parts = ordered(sizes)
         changes.append("timeouts are truncations, and last rows without any end")
         return data, attributes | order, [parts, *changes, told]
@@ -417,6 +417,9 @@ class Adroit(Common):
         names = " ".join(map(str, self.files)) or "no file"
         require(kept, f"{names}: no trajectory with a success (reward 0); name other files")
         data, changes = join("adroit", kept)
+        sizes = data["observations"].shape[1], data["actions"].shape[1]
+        problem = f"{names}: observations and actions of {sizes} numbers are not those of --task"
+        require(sizes == HANDS[self.task], f"{problem} {self.task}, {HANDS[self.task]}")
         env_id = f"benchmarks.tasks:{self.task}-binary-v0"
         return data, dict(env_id=env_id, env_kwargs="{}"), [
             f"{len(kept)} of {n} trajectories have a success, and are cut after the last one",
@@ -496,13 +499,21 @@ class Ends(Common):
 
     There, rows 20 m apart follow each other in an episode: D4RL's issues 77 and 146."""
 
-    file: Positional[Path]
+    file: Positional[Path]  # such as antmaze-umaze-v0.hdf5, or by D4RL's own name of that file
     jump: float = 1.0  # a position that moves on by more is another episode's
     columns: tuple[int, ...] = (0, 1)  # of the observations, with the position: x and y in metres
 
     @property
+    def name(self) -> str:
+        """D4RL's name of the file, else that of the file."""
+        names = {}
+        with contextlib.suppress(ModuleNotFoundError):
+            names = {url.split("/")[-1]: x for x, url in d4rl_tables()["DATASET_URLS"].items()}
+        return names.get(self.file.name, self.file.stem)
+
+    @property
     def target(self) -> Path:
-        return self.file.with_name(f"{self.file.stem}-ends.hdf5")
+        return folder() / f"{self.name}-ends.hdf5"
 
     def convert(self) -> tuple[Arrays, dict, list[str]]:
         with reading(self.file), h5py.File(self.file) as file:
@@ -532,9 +543,14 @@ class Ends(Common):
         new, gone = (timeouts & ~old).sum(), (old & ~timeouts).sum()
         moved = min(new, gone)
         counts = f"{moved} moved, {new - moved} added, {gone - moved} removed"
+        task, told = re.sub("-v[01]$", "-v2", self.name), "no env_id is known; give --env-id"
+        if "env_id" in attributes or task in tasks.NAMES:
+            attributes.setdefault("env_id", f"{tasks.__name__}:{task}")
+            told = f"environment: {attributes['env_id']}"
         return data, attributes, [
             f"timeouts are where {how}, and at the end: {counts}, {(old & timeouts).sum()} kept",
             "a row that is a terminal is no timeout; terminals are as they were",
+            told,
         ]  # fmt: skip
 
 
@@ -559,6 +575,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     counts = ", ".join(f"{data[key].sum()} {key}" for key in ("terminals", "timeouts"))
     print(f"{out}: {len(data['rewards'])} transitions, {counts}", *changes, sep="\n  ")
+    print(f"python cal_ql.py --dataset {out.stem if out.parent == folder() else out}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The package d4rl has the addresses and scores in a module that needs nothing. It
 importing the package, whose __init__ wants gym and mujoco-py.
 """
 
+import contextlib
 import difflib
 import http.client
 import importlib.util
@@ -16,21 +17,21 @@ import h5py
 
 from benchmarks import tasks
 
-BINARY = "made from AWAC's demonstrations by `python -m benchmarks.convert adroit`"
+BINARY = "-binary-v0"  # how the names of the hands' tasks end, which D4RL has no data for
 
 
 def d4rl_file(name: str) -> Path:
     """A file of the package d4rl. Raises: ModuleNotFoundError with the line that installs it."""
     spec = importlib.util.find_spec("d4rl")
-    if spec is None:
+    if spec is None or spec.origin is None:  # None: a mere folder of that name
         line = "pip install --no-deps -r requirements-d4rl.txt"
         raise ModuleNotFoundError(f"the package d4rl is missing: {line}")
     return Path(spec.origin).parent / name
 
 
-def d4rl_table(name: str) -> dict:
-    """DATASET_URLS, REF_MIN_SCORE or REF_MAX_SCORE, by the datasets' names."""
-    return runpy.run_path(str(d4rl_file("infos.py")))[name]
+def d4rl_tables() -> dict[str, dict]:
+    """DATASET_URLS, REF_MIN_SCORE and REF_MAX_SCORE, each by the datasets' names."""
+    return runpy.run_path(str(d4rl_file("infos.py")))
 
 
 def folder() -> Path:
@@ -39,13 +40,18 @@ def folder() -> Path:
 
 
 def known(name: str) -> dict:
-    """What is known of a dataset by its name: env_id of its task, and where the package d4rl is
-    installed its reference scores, returns of a random policy and of an expert; each if it has it.
+    """What is known of a dataset by its name: env_id of its task, and D4RL's reference scores,
+    returns of a random policy and of an expert; nothing where there is no such task here.
+
+    Raises: ModuleNotFoundError without the package d4rl, which has the scores.
     """
-    found = {"env_id": f"{tasks.__name__}:{name}"} if name in tasks.NAMES else {}
-    if found and importlib.util.find_spec("d4rl"):
-        tables = dict(ref_min_score="REF_MIN_SCORE", ref_max_score="REF_MAX_SCORE")
-        found |= {k: d4rl_table(v)[name] for k, v in tables.items() if name in d4rl_table(v)}
+    if name not in tasks.NAMES:
+        return {}
+    found = {"env_id": f"{tasks.__name__}:{name}"}
+    if not name.endswith(BINARY):
+        tables = d4rl_tables()
+        found["ref_min_score"] = tables["REF_MIN_SCORE"][name]
+        found["ref_max_score"] = tables["REF_MAX_SCORE"][name]
     return found
 
 
@@ -55,24 +61,33 @@ def find(name: str) -> tuple[Path, dict]:
 
     Raises: OSError with what is missing and the remedy; ModuleNotFoundError without d4rl.
     """
-    if (path := folder() / f"{name}.hdf5").is_file():
-        return path, known(name)
-    if name.endswith("-binary-v0") and name in tasks.NAMES:
-        raise FileNotFoundError(f"{path} is {BINARY}")
-    if Path(name).suffix or Path(name).name != name:
-        raise FileNotFoundError("nor is it a name of D4RL's")
-    urls = d4rl_table("DATASET_URLS")
-    if name not in urls:
-        close = difflib.get_close_matches(name, {*urls, *tasks.NAMES}, cutoff=0.3)
-        closest = f"; the closest: {', '.join(close)}" if close else ""
-        raise FileNotFoundError(f"nor is it a name of D4RL's{closest}")
-    if name.startswith("antmaze") and not name.endswith("-v2"):
-        remedy = "take v2, or `python -m benchmarks.convert ends` and the file that it makes"
-        raise FileNotFoundError(f"the timeouts of {name} are not where its episodes end; {remedy}")
-    path = folder() / urls[name].rsplit("/", 1)[-1]
+    path = folder() / f"{name}.hdf5"
     if not path.is_file():
-        download(urls[name], path)
-    return path, known(name)
+        close = difflib.get_close_matches(Path(name).stem.lower(), tasks.NAMES, cutoff=0)
+        closest = f"the closest that have a task here: {', '.join(close)}"
+        if name.endswith(BINARY) and name in tasks.NAMES:
+            how = "python -m benchmarks.convert adroit"
+            raise FileNotFoundError(f"{path} is made from AWAC's demonstrations by `{how}`")
+        urls = d4rl_tables()["DATASET_URLS"] if Path(name).name == name else {}
+        if name not in urls:
+            raise FileNotFoundError(f"nor is it a name of D4RL's; {closest}")
+        path = folder() / urls[name].rsplit("/", 1)[-1]
+        if not path.is_file():
+            if name not in tasks.NAMES:
+                get = f"for another, give --env-id and put {urls[name]} into {folder()}"
+                raise FileNotFoundError(f"{name} has no task here; {closest}; {get}")
+            download(urls[name], path)
+    if name.startswith("antmaze") and name.endswith("-v0"):
+        how = f"mend it with `python -m benchmarks.convert ends {path}`"
+        raise OSError(f"the timeouts of {name} are not where its episodes end; {how}")
+    try:
+        with h5py.File(path) as file:
+            env_id = file.attrs.get("env_id")
+    except OSError as error:
+        raise OSError(f"{path} is damaged ({error}); delete it to have it made again") from error
+    found = known(name)
+    # Scores say something about the task that they belong to alone.
+    return path, found if env_id in (None, found.get("env_id")) else {}
 
 
 def download(url: str, path: Path) -> None:
@@ -95,4 +110,5 @@ def download(url: str, path: Path) -> None:
         raise OSError(f"{url} could not be downloaded to {path} ({error}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(before)
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()

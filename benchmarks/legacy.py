@@ -18,6 +18,8 @@ LATER = (
     | mujoco.mjtDisableBit.mjDSBL_ISLAND  # 3.3.6: constraints are solved island by island
 )
 
+LOST = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}") for what in ("QPOS", "QVEL", "QACC")]
+
 
 def use_legacy_contacts(spec: mujoco.MjSpec) -> None:
     """Two geoms are in contact within the larger of their margins; since MuJoCo 3.5 it is the sum.
@@ -111,6 +113,13 @@ class LegacyPhysics:
     def __init__(self, *args, legacy_contacts=True, legacy_capsules=True, **kwargs):
         self.legacy_contacts, self.legacy_capsules = legacy_contacts, legacy_capsules
         super().__init__(*args, **kwargs)
+
+    def do_simulation(self, ctrl, n_frames: int) -> None:
+        """Raises: FloatingPointError where the engine has lost its way, as mujoco-py did; it puts
+        the state back to the model's first and only counts it."""
+        super().do_simulation(ctrl, n_frames)
+        if any(self.data.warning[kind].number for kind in LOST):
+            raise FloatingPointError("the simulation became unstable")
 
     def specification(self) -> mujoco.MjSpec:
         """The model before it is compiled."""

@@ -79,6 +79,27 @@ def test_damaged_hdf5(refused, tmp_path, toy_data):
     refused(quick(ONE, dataset="damaged.hdf5"), "damaged.hdf5")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits(tmp_path, toy_file, capsys, seed):
+    """Wherever they are: what is read has the shape that it had, or one line names the file."""
+    rng, content, module = np.random.default_rng(seed), toy_file.read_bytes(), load_script(ONE)
+    whole, path = module.read_dataset(str(toy_file))[0], tmp_path / "flipped.hdf5"
+    for _ in range(50):
+        flipped = bytearray(content)
+        for at in (
+            rng.integers(0, len(content), 3) if rng.random() < 0.3 else rng.integers(0, 4000, 3)
+        ):
+            flipped[at] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            data, _ = module.read_dataset(str(path))
+        except SystemExit:
+            assert "flipped.hdf5" in capsys.readouterr().err
+        else:
+            assert all(len(array) == len(data["rewards"]) for array in data.values())
+            assert len(data["rewards"]) <= 10 * len(whole["rewards"])
+
+
 BAD_ARRAYS = {
     "missing": lambda array: None,
     "shorter": lambda array: array[:-1],

@@ -3,6 +3,7 @@
 Nothing is downloaded: of downloads only the failure is tested.
 """
 
+import importlib.util
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -21,7 +23,7 @@ from toy import save
 
 sys.path.append(str(ROOT))  # where a script lies, and so on its path too
 
-from benchmarks import convert
+from benchmarks import convert, datasets
 
 SCRIPT = load_script("cal_ql")
 minari, ogbench = pytest.importorskip("minari"), pytest.importorskip("ogbench")
@@ -73,10 +75,7 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
         assert kind == (wanted, "gzip"), key
     record = json.loads(attributes["converted"])
     assert record["source"] and record["changes"] and "numpy" in record["versions"]
-    assert (
-        os.listdir(os.path.dirname(os.path.abspath(path))).count(f"{os.path.basename(path)}.tmp")
-        == 0
-    )
+    assert not [*Path(path).resolve().parent.glob("*.tmp")]
     return SCRIPT.read_dataset(str(path))[0], attributes
 
 
@@ -188,9 +187,9 @@ def test_minari_episodes(capsys):
     assert found.actions[-2:].tolist() == pytest.approx([0.99999, -0.99999])  # of the box -2 .. 2
     told = capsys.readouterr().out
     assert "11 transitions, 2 terminals, 3 timeouts" in told and "closes the file" in told
-    assert (
-        json.loads(attributes["converted"])["changes"] == [x.strip() for x in told.splitlines()][1:]
-    )
+    _, *changes, command = (line.strip() for line in told.splitlines())
+    assert json.loads(attributes["converted"])["changes"] == changes
+    assert command == "python cal_ql.py --dataset minari-test-flat-v0"
 
 
 def test_minari_without_a_closing_row():
@@ -260,7 +259,7 @@ def test_minari_robotics(ant_maze):
     env = env_of(path)
     assert env.spec.max_episode_steps == 77 and not env.unwrapped.continuing_task
     assert env.observation_space.shape == data["observations"].shape[1:]
-    assert (attributes["ref_min_score"], attributes["ref_max_score"]) == (-2, 8)
+    assert "ref_min_score" not in attributes, "scores are compared with D4RL's alone"
     assert len(batch(path, env=env).obs) == 2
 
 
@@ -528,7 +527,7 @@ DUMPS = {
 
 
 @pytest.mark.parametrize("how", DUMPS)
-def test_adroit_files(capsys, how):
+def test_adroit_files(small, capsys, how):
     """The two files of a task, as the authors have them."""
     meta, given, _ = hand_trajectories()
     experts, bc = given[: meta["n_expert"]], given[meta["n_expert"] :]
@@ -541,13 +540,31 @@ def test_adroit_files(capsys, how):
     assert "5 of 7 trajectories" in capsys.readouterr().out
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Hands of as few numbers as in these tests."""
+    for task, sizes in dict(pen=(7, 3), door=(2, 1)).items():
+        monkeypatch.setitem(convert.HANDS, task, sizes)
+
+
+def test_adroit_of_another_hand(refused):
+    as_pickled("x.npy", [simple()])
+    refused("adroit x.npy --task door", "x.npy", "(2, 1)", "--task door, (39, 28)")
+
+
+def test_sizes_of_the_hands_are_those_of_their_tasks():
+    for task, sizes in convert.HANDS.items():
+        env = gym.make(f"benchmarks.tasks:{task}-binary-v0")
+        assert (*env.observation_space.shape, *env.action_space.shape) == sizes
+
+
 def simple(n=3, **changed) -> dict:
     obs = np.arange(2.0 * n).reshape(n, 2)
     data = dict(observations=obs, next_observations=obs + 1, actions=np.zeros((n, 1)))
     return data | dict(rewards=np.array([-1.0] * (n - 1) + [0])) | changed
 
 
-def test_adroit_arrays_of_all_kinds():
+def test_adroit_arrays_of_all_kinds(small):
     """Columns first, bytes swapped, integers, lists of numbers or arrays, arrays of objects."""
     plain = simple()
     obs, rewards = plain["observations"], plain["rewards"]
@@ -776,15 +793,15 @@ def test_ends_by_jumps(capsys):
         ref_max_score=1,
     )
     convert.main("ends antmaze-umaze-v0.hdf5 --columns 1 2 --jump 1.5".split())
-    data, attributes = read("antmaze-umaze-v0-ends.hdf5")
+    data, attributes = read("cache/antmaze-umaze-v0-ends.hdf5")
     assert data["timeouts"].tolist() == bits("0001000001")
     assert data["terminals"].tolist() == bits("0000001000")
     assert attributes["env_id"] == "a:b" and attributes["ref_max_score"] == 1
-    with h5py.File("antmaze-umaze-v0-ends.hdf5") as file:
+    with h5py.File("cache/antmaze-umaze-v0-ends.hdf5") as file:
         assert file["infos/goal"][()].tolist() == list(range(10)), "nothing else is dropped"
         assert file["infos/goal"].dtype == np.int64
     assert "1 moved, 0 added, 1 removed, 1 kept" in capsys.readouterr().out
-    found = batch("antmaze-umaze-v0-ends.hdf5")
+    found = batch("cache/antmaze-umaze-v0-ends.hdf5")
     assert found.rewards.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
     np.testing.assert_allclose(found.next_obs[:3, 1], [0.5, 1, 1.5])
 
@@ -797,12 +814,28 @@ def test_ends_by_next_observations(capsys):
     data["next_observations"][[3, 6, 9], 2] += 0.001
     save("x.hdf5", data)
     convert.main("ends x.hdf5".split())
-    data, _ = read("x-ends.hdf5")
+    data, _ = read("cache/x-ends.hdf5")
     assert data["timeouts"].tolist() == bits("0001000001")
     assert "0 moved, 2 added, 0 removed, 0 kept" in capsys.readouterr().out
     save("y.hdf5", maze(next_observations=np.roll(maze()["observations"], -1, 0)))
     convert.main("ends y.hdf5".split())
-    assert read("y-ends.hdf5")[0]["timeouts"].tolist() == bits("0000000001")
+    assert read("cache/y-ends.hdf5")[0]["timeouts"].tolist() == bits("0000000001")
+
+
+NAMES = ["antmaze-umaze-v0.hdf5"]
+if importlib.util.find_spec("d4rl"):
+    NAMES.append("Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ends_leads_to_the_task(capsys, name):
+    """The maze of that name is the second version's, and the file is found by its name."""
+    save(name, maze())
+    convert.main(["ends", name, "--columns", "1"])
+    _, attributes = read("cache/antmaze-umaze-v0-ends.hdf5")
+    assert attributes["env_id"] == "benchmarks.tasks:antmaze-umaze-v2"
+    assert "cal_ql.py --dataset antmaze-umaze-v0-ends" in capsys.readouterr().out
+    assert datasets.find("antmaze-umaze-v0-ends")[0].exists()
 
 
 def test_ends_without_old_ones():
@@ -862,7 +895,7 @@ def test_no_half_written_file(refused, tmp_path, monkeypatch):
         raise OSError("No space left\non device")
 
     monkeypatch.setattr(h5py.File, "create_dataset", full)
-    refused("ends x.hdf5 --columns 1", "No space left on device")
+    refused("ends x.hdf5 --columns 1 --out y.hdf5", "No space left on device")
 
 
 def test_as_a_user_starts_it(tmp_path):
@@ -877,4 +910,4 @@ def test_as_a_user_starts_it(tmp_path):
         )
         assert shown.returncode == status and "Traceback" not in shown.stderr
         assert (shown.stderr == "") == (status == 0)
-    assert read("x-ends.hdf5")[0]["timeouts"].any()
+    assert read("cache/x-ends.hdf5")[0]["timeouts"].any()

@@ -33,6 +33,11 @@ def cache(monkeypatch, tmp_path):
     return folder
 
 
+def tables_of(url: str) -> dict:
+    """D4RL's tables with one name, at another address."""
+    return dict(DATASET_URLS={NAME: url}, REF_MIN_SCORE={NAME: 0}, REF_MAX_SCORE={NAME: 1})
+
+
 @pytest.fixture
 def served(monkeypatch, tmp_path):
     """A folder whose files a server on this machine gives out as those of D4RL's address."""
@@ -47,7 +52,7 @@ def served(monkeypatch, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{FILE}"
-        monkeypatch.setattr(datasets, "d4rl_table", lambda table: {NAME: url, "hopper-x-v2": url})
+        monkeypatch.setattr(datasets, "d4rl_tables", lambda: tables_of(url))
         yield folder
         server.shutdown()
 
@@ -85,7 +90,7 @@ def test_the_hands_are_made_from_demonstrations(cache):
     with pytest.raises(OSError, match="benchmarks.convert adroit"):
         datasets.find("pen-binary-v0")
     cache.mkdir()
-    (cache / "pen-binary-v0.hdf5").touch()
+    save(cache / "pen-binary-v0.hdf5", {"rewards": np.zeros(1)})
     path, known = datasets.find("pen-binary-v0")
     assert path == cache / "pen-binary-v0.hdf5"
     assert known == {"env_id": "benchmarks.tasks:pen-binary-v0"}, (
@@ -98,40 +103,60 @@ def test_the_hands_are_made_from_demonstrations(cache):
     "name, near",
     [
         ("antmaze-lrge-diverse-v2", "antmaze-large-diverse-v2"),
+        ("ANTMAZE-LARGE-DIVERSE-V2", "antmaze-large-diverse-v2"),
         ("kitchen-mixd-v0", "kitchen-mixed-v0"),
         ("pen-binary-v1", "pen-binary-v0"),
         ("hopper-medium", "hopper-medium-v2"),
         ("antmaze-umaze-v5", "antmaze-umaze-v2"),
+        ("antmaze-umaze-v2.hdf5", "antmaze-umaze-v2"),
+        ("/nowhere/door-binary-v0", "door-binary-v0"),
+        ("foo", "-v"),
     ],
 )
 def test_an_unknown_name_lists_the_closest(cache, name, near):
-    with pytest.raises(OSError, match=f"closest.*{near}"):
+    with pytest.raises(OSError, match=f"nor is it a name of D4RL's; the closest.*{near}"):
         datasets.find(name)
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("name", ["nowhere.hdf5", "/nowhere/antmaze-umaze-v2", "a/b"])
-def test_a_path_is_no_name(cache, name):
-    with pytest.raises(OSError, match="nor is it a name"):
-        datasets.find(name)
+def test_a_name_without_a_task_is_not_downloaded(cache, monkeypatch, hopper):
+    tables = tables_of("")
+    tables["DATASET_URLS"]["pen-human-v1"] = "http://127.0.0.1:9/pen.hdf5"
+    monkeypatch.setattr(datasets, "d4rl_tables", lambda: tables)
+    with pytest.raises(OSError, match="pen-human-v1 has no task here.*--env-id") as refusal:
+        datasets.find("pen-human-v1")
+    assert "http://127.0.0.1:9/pen.hdf5" in str(refusal.value) and not cache.exists()
+    cache.mkdir()
+    save(cache / "pen.hdf5", hopper)
+    assert datasets.find("pen-human-v1") == (cache / "pen.hdf5", {}), "for an --env-id"
 
 
-@needs_d4rl
-def test_mazes_with_ends_out_of_step_are_refused(cache):
-    with pytest.raises(OSError, match="benchmarks.convert ends"):
+def test_mazes_with_ends_out_of_step_are_refused(cache, hopper):
+    cache.mkdir()
+    path = save(cache / "antmaze-umaze-v0.hdf5", hopper)
+    with pytest.raises(OSError, match=f"benchmarks.convert ends {path}"):
         datasets.find("antmaze-umaze-v0")
 
 
 def test_without_d4rl_the_install_line_is_named(cache, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"pip install --no-deps -r requirements-d4rl.txt"
-    ):
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps -r requirements-d4rl.txt"):
         datasets.find("antmaze-umaze-v2")
     cache.mkdir()
-    (cache / "antmaze-umaze-v2.hdf5").touch()
-    _, known = datasets.find("antmaze-umaze-v2")
-    assert known == {"env_id": "benchmarks.tasks:antmaze-umaze-v2"}, "no scores, but it goes on"
+    for name in ("hopper-medium-v2", "door-binary-v0"):
+        save(cache / f"{name}.hdf5", {"rewards": np.zeros(1)})
+    with pytest.raises(ModuleNotFoundError, match="requirements-d4rl.txt"):
+        datasets.find("hopper-medium-v2")  # its scores are there
+    assert datasets.find("door-binary-v0")[1] == {"env_id": "benchmarks.tasks:door-binary-v0"}
+
+
+def test_a_mere_folder_of_that_name_is_no_package(monkeypatch, tmp_path):
+    (tmp_path / "d4rl").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "d4rl", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(ModuleNotFoundError, match="requirements-d4rl.txt"):
+        datasets.d4rl_file("infos.py")
 
 
 # --- What a name tells ----------------------------------------------------------------------------
@@ -139,7 +164,7 @@ def test_without_d4rl_the_install_line_is_named(cache, monkeypatch):
 
 @needs_d4rl
 def test_every_name_of_d4rls_has_its_address_and_scores():
-    urls = datasets.d4rl_table("DATASET_URLS")
+    urls = datasets.d4rl_tables()["DATASET_URLS"]
     for name in tasks.NAMES:
         known = datasets.known(name)
         assert known["env_id"] == f"benchmarks.tasks:{name}"
@@ -201,7 +226,7 @@ def test_a_connection_that_breaks(cache, served, hopper, monkeypatch):
 
 def test_offline(cache, monkeypatch):
     url = "http://127.0.0.1:9/data.hdf5"  # nobody answers there
-    monkeypatch.setattr(datasets, "d4rl_table", lambda table: {NAME: url})
+    monkeypatch.setattr(datasets, "d4rl_tables", lambda: tables_of(url))
     with pytest.raises(OSError) as refusal:
         datasets.find(NAME)
     assert url in str(refusal.value) and str(cache) in str(refusal.value)
@@ -210,7 +235,22 @@ def test_offline(cache, monkeypatch):
 def test_a_cache_that_cannot_be_written(cache, served, hopper):
     save(served / FILE, hopper)
     cache.write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="cache"):
+    with pytest.raises(OSError, match=f"http://127.0.0.1.*could not be downloaded to {cache}.*try"):
+        datasets.find(NAME)
+
+
+def test_a_cache_that_is_read_only(cache, served, hopper, monkeypatch):
+    """Whatever this program may do as the root user."""
+    save(served / FILE, hopper)
+    opened = open
+
+    def refuse(path, mode="r", *words, **more):
+        if "w" in mode and str(cache) in str(path):
+            raise PermissionError(13, "Read-only file system")
+        return opened(path, mode, *words, **more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError, match=f"http://127.0.0.1.*Read-only.*{cache}"):
         datasets.find(NAME)
 
 
@@ -246,6 +286,15 @@ def test_another_task_has_no_scores_of_d4rls(run_here, line, tmp_path):
     assert score == pytest.approx(total)
 
 
+@needs_d4rl
+def test_a_file_of_another_task_has_no_scores_of_d4rls(run_here, line, cache, hopper, tmp_path):
+    """Even under D4RL's name: it says itself that it is none of D4RL's."""
+    save(cache / FILE, hopper, env_id="Hopper-v5")
+    run_here("cal_ql", *line, "--run-dir", "run")
+    score, total = scores(tmp_path / "run")
+    assert score == pytest.approx(total)
+
+
 def test_a_path_has_the_task_of_its_name(run_here, hopper, tmp_path):
     """Through the table of settings; what a file says of itself comes first."""
     rest = quick("cal_ql", env_id=None, eval_episodes=1, online_steps=1, run_dir="run")
@@ -264,12 +313,13 @@ def test_a_damaged_file_in_the_cache_is_named_and_kept(line, cache, monkeypatch,
     content = (cache / FILE).read_bytes()
     content = content[:-100] if damage == "cut" else bytes(100) + content[100:]
     (cache / FILE).write_bytes(content)
-    monkeypatch.setattr(datasets, "known", lambda name: {})
-    monkeypatch.setattr(datasets, "d4rl_table", lambda table: {NAME: f"http://127.0.0.1:9/{FILE}"})
+    url = f"http://127.0.0.1:9/{FILE}"
+    monkeypatch.setattr(datasets, "d4rl_tables", lambda: tables_of(url))
     monkeypatch.setattr(sys, "argv", ["cal_ql.py", *line])
     with pytest.raises(SystemExit) as stop:
         load_script("cal_ql").main()
-    assert stop.value.code == 2 and str(cache / FILE) in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and str(cache / FILE) in message and "delete it" in message
     assert (cache / FILE).read_bytes() == content
 
 
@@ -299,10 +349,10 @@ args = cal_ql.Args(dataset=sys.argv[1], failure_reward=0.0, offline_share=float(
 env = types.SimpleNamespace(observation_space=gym.spaces.Box(-1, 1, (29,)))
 env.env = types.SimpleNamespace(action_space=gym.spaces.Box(-1, 1, (8,)))
 env.spec = types.SimpleNamespace(max_episode_steps=1000)
-before, began = memory("VmRSS"), time.process_time()
+before, began = memory("VmRSS"), time.monotonic()
 data, _ = cal_ql.read_dataset(args.dataset)
 buffer = cal_ql.ReplayBuffer(args, cal_ql.load_episodes(args, data, env), 29, 8, "cpu")
-print(time.process_time() - began, memory("VmRSS") - before, memory("VmHWM") - before)
+print(time.monotonic() - began, memory("VmRSS") - before, memory("VmHWM") - before)
 """
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from scripts import (
     CQL_FAMILY,
+    answer,
     check_initial_weights,
     check_losses_train_their_own,
     check_same_weights,
@@ -231,6 +232,16 @@ def test_calibration_is_logged_before_the_line(script):
     assert metrics["calibration/gap"] == pytest.approx(gap.mean().item())
 
 
+def test_a_return_that_is_reached_is_not_missed(script):
+    """The rate counts values below the return; one that equals it is calibrated."""
+    agent, batch, noise = small_problem(script)
+    answer(agent.critic, torch.ones(2, 6, 10).double())
+    batch = batch._replace(mc_returns=torch.tensor([1.0, 1, 1, 2, 0, 0]).double()[:, None])
+    metrics = agent.critic_losses(batch, noise)[1]
+    assert metrics["calibration/rate"].item() == pytest.approx(1 / 6)
+    assert metrics["calibration/gap"].item() == pytest.approx(1 / 6)
+
+
 # --- The target -----------------------------------------------------------------------------------
 
 
@@ -326,7 +337,9 @@ def test_an_update_is_simultaneous_and_then_the_targets_follow(script, lagrange_
     own |= {"critic": [*hand.critic.parameters()], "lagrange": [hand.log_lagrange]}
     for k in range(3):
         noise = noise_for(agent, k)
-        agent.update(batch, noise)
+        found = agent.update(batch, noise)
+        slow = agent.critic_target.parameters()
+        assert not any(x.requires_grad for x in (*found.values(), *slow)), "no graph is left"
 
         losses = hand.critic_losses(batch, noise)[0] | hand.actor_losses(batch, noise)[0]
         for name, loss in losses.items():

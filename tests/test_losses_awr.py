@@ -191,7 +191,10 @@ def test_what_is_logged_changes_no_weight(name):
 
 def test_draws_for_the_log(script):
     agent, _, _ = small_problem(script)
-    noise, other = (agent.draw(2000, torch.Generator().manual_seed(seed)) for seed in range(2))
+    noise, again, other = (
+        agent.draw(2000, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(x, again[name]) for name, x in noise.items())
     assert noise["policy"].shape == (2000, 2, 10, 2) and noise["random"].shape == (2000, 10, 2)
     assert noise["policy"].mean().item() == pytest.approx(0, abs=0.02)
     assert noise["policy"].std().item() == pytest.approx(1, abs=0.02)
