@@ -343,7 +343,7 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
     path, or of a name of D4RL's, downloaded if need be and with D4RL's scores."""
     axes = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
     data, key, path, known = {}, "HDF5", name, {}
-    if not Path(name).is_file():  # what knows D4RL's names lies beside the script, as the tasks do
+    if not os.path.isfile(name):  # what knows D4RL's names lies beside the script, as the tasks do
         try:
             path, known = importlib.import_module("benchmarks.datasets").find(name)
         except (ImportError, OSError) as error:
@@ -471,7 +471,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
             require(False, f"--resume {args.resume}: not the folder of a run ({error})")
     else:
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
-        args.dataset = str(path.resolve() if path.is_file() else path)
+        args.dataset = str(path.resolve() if os.path.isfile(path) else path)
         args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{path.stem}-s{args.seed}"
         record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
     nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"

@@ -62,11 +62,15 @@ class AntMaze(LegacyPhysics, MujocoEnv):
 
     def __init__(self, maze: str = "large", **kwargs):
         self.maze = MAZES[maze]
+        walls = np.array(self.cells("1"))
+        middle, width = (walls.min(0) + walls.max(0)) / 2, np.ptp(walls, axis=0).max()
         super().__init__(
             str(d4rl_file("locomotion/assets/ant.xml")),
             frame_skip=5,
             observation_space=gym.spaces.Box(-np.inf, np.inf, (29,), np.float64),
-            default_camera_config=dict(distance=40.0, elevation=-80.0),
+            default_camera_config=dict(  # the whole maze from above, the start at the lower left
+                distance=1.4 * width, azimuth=90.0, elevation=-89.9, lookat=np.array([*middle, 0])
+            ),
             **kwargs,
         )
         self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)

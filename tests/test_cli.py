@@ -55,6 +55,10 @@ def test_a_folder_as_dataset(refused, tmp_path):
     refused(quick(ONE, dataset=tmp_path), f"--dataset {tmp_path}")
 
 
+def test_a_name_longer_than_names_may_be(refused):
+    refused(quick(ONE, dataset=300 * "x"), "--dataset xxx")
+
+
 def test_not_hdf5(refused, tmp_path):
     (tmp_path / "text.hdf5").write_text("not HDF5")
     refused(quick(ONE, dataset="text.hdf5"), "text.hdf5")
