@@ -1,10 +1,12 @@
 """The hands' tasks: D4RL's models, moved as by the old engine, their rewards, ends and resets."""
 
 import copy
+import os
 import pickle
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import gymnasium as gym
 import mujoco
@@ -85,8 +87,9 @@ def test_what_the_settings_change(name):
     assert len(bodies) >= 17 and all(spec.bodies[body].explicitinertial for body in bodies)
 
 
-def test_the_model_is_d4rls(env, name, tmp_path):
-    """Every number, from D4RL's own file without an attribute that today's parser refuses."""
+@pytest.fixture
+def their_file(name, tmp_path):
+    """D4RL's own file, without an attribute that today's parser refuses."""
     source = physics.d4rl(f"hand_manipulation_suite/assets/DAPG_{name}.xml")
     (tmp_path / "Adroit").symlink_to(source.parent.parent / "Adroit")
     (tmp_path / "assets").mkdir()
@@ -96,7 +99,12 @@ def test_the_model_is_d4rls(env, name, tmp_path):
     text, count = re.subn(r'apirate="\d+"', "", file.read_text())
     assert count == 1
     file.write_text(text)
-    model = mujoco.MjModel.from_xml_path(str(tmp_path / "assets" / source.name))
+    return str(tmp_path / "assets" / source.name)
+
+
+def test_the_model_is_d4rls(name, their_file):
+    """Every number."""
+    model = mujoco.MjModel.from_xml_path(their_file)
     for first, last, gain in (("A_WRJ1", "A_WRJ0", 10), ("A_FFJ3", "A_THJ0", 1)):
         rows = slice(model.actuator(first).id, model.actuator(last).id + 1)
         model.actuator_gainprm[rows, :3] = gain, 0, 0
@@ -109,6 +117,95 @@ def test_the_model_is_d4rls(env, name, tmp_path):
     assert len(compared) > 250 and {"body_mass", "geom_size", "opt.timestep"} < set(compared)
     for key in compared:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+# --- D4RL's own classes ---------------------------------------------------------------------------
+
+
+class Named:
+    """Today's model or data under mujoco-py's names."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __getattr__(self, key):
+        if key.endswith("_name2id"):
+            kind = getattr(mujoco.mjtObj, f"mjOBJ_{key.removesuffix('_name2id').upper()}")
+            return lambda name: mujoco.mj_name2id(self.real, kind, name)
+        return getattr(self.real, {"body_xpos": "xpos"}.get(key, key))
+
+
+@pytest.fixture
+def theirs(name, their_file):
+    """D4RL's environment of the hand, with dense rewards, on today's engine."""
+
+    class Simulation(physics.simulation(lambda _: mujoco.MjModel.from_xml_path(their_file))):
+        def __init__(self, *words):
+            super().__init__(*words)
+            real = self.model, self.data
+            mujoco.mj_forward(*real)  # mjrl's makes a step, for its observation
+            self.sim.forward = lambda: mujoco.mj_forward(*real)
+            self.sim.reset = lambda: mujoco.mj_resetData(*real)
+            self.model = self.sim.model = Named(self.model)
+            self.data = self.sim.data = Named(self.data)
+
+        def do_simulation(self, ctrl, n_frames):
+            self.data.ctrl[:] = ctrl
+            mujoco.mj_step(self.model.real, self.data.real, n_frames)
+
+    class Pickled(physics.Ignorant):
+        pass
+
+    code = physics.d4rl_module(
+        f"hand_manipulation_suite/{name}_v0.py",
+        os=os,
+        spaces=gym.spaces,
+        mujoco_env=SimpleNamespace(MujocoEnv=Simulation),
+        offline_env=SimpleNamespace(OfflineEnv=physics.Ignorant),
+        utils=SimpleNamespace(EzPickle=Pickled),
+        euler2quat=physics.d4rl_module("utils/quatmath.py").euler2quat,
+    )
+    return getattr(code, f"{name.title()}EnvV0")()
+
+
+DRAWN = ("body_pos", "body_quat", "site_pos")  # fields of the model that a reset changes
+
+
+def test_steps_beside_d4rls(name, theirs):
+    """The same actions, some beyond the bounds, from starts on both sides of every threshold of
+    success: observations and success; the reward is the success's."""
+    env, rng, found = TASKS[name](legacy_contacts=False), np.random.default_rng(0), []
+    places = [(place, numbers) for task, place, numbers, _ in EDGES if task is TASKS[name]]
+    for place, numbers in [*places, *places]:
+        env.reset(seed=len(found))
+        place(env, *numbers)
+        for field in DRAWN:
+            getattr(theirs.model, field)[:] = getattr(env.model, field)
+        theirs.sim.reset()
+        theirs.set_state(env.data.qpos, env.data.qvel)
+        env.data.qacc_warmstart[:] = theirs.data.qacc_warmstart
+        for step in range(5):
+            action = rng.uniform(-1.2, 1.2, env.action_space.shape) * (step > 0)
+            obs, reward, terminated, truncated, info = env.step(action)
+            their_obs, _, done, their_info = theirs.step(action)
+            np.testing.assert_allclose(obs, their_obs, atol=1e-10)
+            assert info["success"] == terminated == their_info["goal_achieved"] == (reward == 0)
+            assert reward in (0, -1) and not truncated
+            found.append(terminated)
+    assert 0 < sum(found) < len(found)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_resets_beside_d4rls(name, theirs, share):
+    """The same draws, of numbers one after the other."""
+    env = TASKS[name](legacy_contacts=False)
+    env.np_random = theirs.np_random = physics.Scripted({None: share})
+    obs, _ = env.reset()
+    np.testing.assert_allclose(obs, theirs.reset(), atol=1e-12)
+    if name != "door":  # D4RL's moves the world, too, before it knows which body the frame is
+        for field in DRAWN:
+            ours = getattr(env.model, field)
+            np.testing.assert_allclose(ours, getattr(theirs.model, field), atol=1e-15)
 
 
 # --- Actions and observations ---------------------------------------------------------------------
