@@ -40,8 +40,9 @@ def folder() -> Path:
 
 
 def known(name: str) -> dict:
-    """What is known of a dataset by its name: env_id of its task, and D4RL's reference scores,
-    returns of a random policy and of an expert; nothing where there is no such task here.
+    """What is known of a dataset by its name: env_id of its task, which the scripts compare with
+    --env-id, and D4RL's reference scores for that task alone, returns of a random policy and of an
+    expert; nothing where there is no such task here.
 
     Raises: ModuleNotFoundError without the package d4rl, which has the scores.
     """

@@ -67,7 +67,8 @@ class Kitchen(LegacyPhysics, MujocoEnv):
     The noise enters more than the observation: the controller adds to the observed positions, and
     whether something is done is judged by the observed ones.
 
-    info: success, the share of the four things done so far (it never falls); done, their names.
+    info: success, the share of the four things done so far, which never falls; completed, their
+    names.
 
     Args:
         tasks: complete, partial or mixed.
@@ -77,7 +78,7 @@ class Kitchen(LegacyPhysics, MujocoEnv):
     metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 12}
 
     def __init__(self, tasks: str = "complete", noise: float = 1.0, **kwargs):
-        self.tasks, self.noise, self.done = TASKS[tasks], noise, set()
+        self.tasks, self.noise, self.completed = TASKS[tasks], noise, set()
         self.goal = np.zeros(30)
         for task in self.tasks:
             where, values = GOALS[task]
@@ -108,7 +109,7 @@ class Kitchen(LegacyPhysics, MujocoEnv):
         return np.concatenate([self.observed, self.goal])
 
     def reset_model(self) -> np.ndarray:
-        self.done = set()
+        self.completed = set()
         self.set_state(self.init_qpos, self.init_qvel)
         return self.observe()
 
@@ -119,8 +120,11 @@ class Kitchen(LegacyPhysics, MujocoEnv):
         for task in self.tasks:
             where, values = GOALS[task]
             if np.linalg.norm(self.observed[where] - values) < NEAR:
-                self.done.add(task)
+                self.completed.add(task)
         if self.render_mode == "human":
             self.render()
-        info = {"success": len(self.done) / len(self.tasks), "done": sorted(self.done)}
-        return obs, float(len(self.done)), False, False, info
+        info = {
+            "success": len(self.completed) / len(self.tasks),
+            "completed": sorted(self.completed),
+        }
+        return obs, float(len(self.completed)), False, False, info

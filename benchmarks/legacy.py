@@ -1,10 +1,10 @@
 """What MuJoCo was when the data were made: contacts and capsules as they used to be.
 
-The paper's tasks ran on MuJoCo 2.0 and 2.1. Today's engine moves the same models differently from
-the first step on, for two reasons that can be undone in a model's specification before it is
-compiled. Sources: MuJoCo's changelog; checked against trajectories of MuJoCo 2.3.7
-(tests/make_trajectories.py) and, for capsules, which changed before that, against the masses that
-used to be quoted.
+The paper's tasks ran on MuJoCo 2.1, and their data are older. Today's engine moves the same models
+differently from the first steps on, for reasons of two kinds that can be undone in a model's
+specification before it is compiled. Sources: MuJoCo's changelog; checked against trajectories of
+MuJoCo 2.3.7 (tests/make_trajectories.py) and, for capsules, which changed before that, against the
+masses that used to be quoted.
 """
 
 import itertools
@@ -18,6 +18,7 @@ LATER = (
     | mujoco.mjtDisableBit.mjDSBL_ISLAND  # 3.3.6: constraints are solved island by island
 )
 
+# What the engine counts when it has put a state that exploded back to the model's first.
 LOST = [getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}") for what in ("QPOS", "QVEL", "QACC")]
 
 

@@ -1,8 +1,8 @@
-# The experiments of the paper, one command a line: its tasks, and the algorithms of this repository.
+# The experiments of the paper, one command a line: its tasks, with the algorithms that are here.
 #
-# Seeds: the paper's runs have several; add --seed 1, 2, ... The settings of each task are the row of
-# the script's table that its name begins with. AntMaze needs the package d4rl (README), and the hands
-# need AWAC's demonstrations, turned into files once:
+# One seed says little: add --seed 1, 2, ... The settings of each task are the row of
+# the script's table that its name begins with. AntMaze needs the package d4rl (see the README), and
+# the hands need AWAC's demonstrations, turned into files once:
 #
 #     python -m benchmarks.convert adroit pen2_sparse.npy pen_bc_sparse4.npy --task pen
 #

@@ -9,6 +9,7 @@ Drawing the batch and its noise is included, evaluations and the environment are
 import importlib
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import tyro
@@ -19,10 +20,10 @@ N_ROWS = 10_000
 
 @dataclass
 class Settings:
-    scripts: tuple[str, ...] = ("iql", "awac", "cql", "cal_ql")
+    scripts: tuple[Literal["iql", "awac", "cql", "cal_ql"], ...] = ("iql", "awac", "cql", "cal_ql")
     n: int = 50  # updates that are timed, after three that are not
     threads: int = 1
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 def speed(script: str, row: str, settings: Settings) -> float:
@@ -33,13 +34,13 @@ def speed(script: str, row: str, settings: Settings) -> float:
     transitions[:, -2] = 0  # no terminations
     agent = module.Agent(args, obs, act, settings.device)
     buffer = module.ReplayBuffer(args, transitions, obs, act, settings.device)
-    for k in range(-3, settings.n):
+    for k in range(-3, max(settings.n, 1)):
         if k == 0:
             began = time.perf_counter()
         batch = buffer.sample(generator.manual_seed(k + 3))
         metrics = agent.update(batch, agent.draw(args.batch_size, generator, False))
     next(iter(metrics.values())).item()  # a GPU is to be done, too
-    return settings.n / (time.perf_counter() - began)
+    return max(settings.n, 1) / (time.perf_counter() - began)
 
 
 def main() -> None:

@@ -17,22 +17,15 @@ def register(name: str, entry_point: str, limit: int, **kwargs) -> None:
     NAMES.append(name)
 
 
-for data in (
-    "umaze",
-    "umaze-diverse",
-    "medium-play",
-    "medium-diverse",
-    "large-play",
-    "large-diverse",
-):
+for data in "umaze umaze-diverse medium-play medium-diverse large-play large-diverse".split():
     maze = data.split("-")[0]
     register(f"antmaze-{data}-v2", "antmaze:AntMaze", 700 if maze == "umaze" else 1000, maze=maze)
 register("pen-binary-v0", "adroit:Pen", 100)
 register("door-binary-v0", "adroit:Door", 200)
 register("relocate-binary-v0", "adroit:Relocate", 200)
-for tasks in ("complete", "partial", "mixed"):
+for data in ("complete", "partial", "mixed"):
     # The horizon of the paper's fork of D4RL; D4RL itself has 280.
-    register(f"kitchen-{tasks}-v0", "kitchen:Kitchen", 1000, tasks=tasks)
+    register(f"kitchen-{data}-v0", "kitchen:Kitchen", 1000, tasks=data)
 for body, name in (("hopper", "Hopper"), ("halfcheetah", "HalfCheetah"), ("walker2d", "Walker2d")):
     for data in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert"):
         register(f"{body}-{data}-v2", f"locomotion:{name}", 1000)

@@ -216,7 +216,7 @@ def test_a_course_beside_d4rls(env, name):
         # D4RL rewards what is new and ends when all is done; the fork sums up and goes on.
         total, ends = total + new, ends + done
         assert (reward, terminated, truncated) == (total, False, False)
-        assert set(TASKS[name]) - set(info["done"]) == theirs.tasks_to_complete
+        assert set(TASKS[name]) - set(info["completed"]) == theirs.tasks_to_complete
         assert done == (info["success"] == 1)
     assert total == 4 and ends == 15
 
@@ -407,7 +407,7 @@ def test_reward_is_what_was_done_so_far(env, name, monkeypatch):
                 done.append(thing)
             _, reward, terminated, truncated, info = env.step(still(env))
             assert (reward, terminated, truncated) == (len(done), False, False)
-            assert info == {"success": len(done) / 4, "done": sorted(done)}
+            assert info == {"success": len(done) / 4, "completed": sorted(done)}
             assert type(reward) is float and type(info["success"]) is float
         assert reward == 4.0
     other = {"slide cabinet", "bottom burner"} - set(TASKS[name])
@@ -422,7 +422,7 @@ def test_several_at_once(env, name, monkeypatch):
         place(env, DONE[thing])
     _, reward, terminated, _, info = env.step(still(env))
     assert (reward, terminated, info["success"]) == (4.0, False, 1.0)
-    assert info["done"] == sorted(TASKS[name])
+    assert info["completed"] == sorted(TASKS[name])
 
 
 AWAY = [(thing, where) for thing, numbers in DONE.items() for where in numbers]
@@ -438,7 +438,7 @@ def test_done_is_nearer_than_03(kitchens, thing, where, monkeypatch):
         for distance, success in ((0.299999, True), (0.300001, False)):
             env.reset()
             place(env, DONE[thing] | {where: DONE[thing][where] + sign * distance})
-            assert env.step(still(env))[4]["done"] == ([thing] if success else [])
+            assert env.step(still(env))[4]["completed"] == ([thing] if success else [])
     if len(DONE[thing]) > 1:
         env.reset()
         shares = 0.2999999 / np.sqrt(len(DONE[thing]))
@@ -489,7 +489,7 @@ def test_every_episode_begins_alike(env, name):
         obs, _ = env.reset()
         np.testing.assert_array_equal(env.data.qpos, wanted)
         assert not env.data.qvel.any() and env.data.time == 0
-        assert np.abs(obs[:30] - wanted).max() <= 0.01 and env.done == set()
+        assert np.abs(obs[:30] - wanted).max() <= 0.01 and env.completed == set()
 
 
 def test_the_time_limit_truncates(name, monkeypatch):
