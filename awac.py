@@ -84,7 +84,7 @@ class Args:
 
 
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
-D4RL = dict(env_id="benchmarks.tasks:")
+D4RL = dict(env_id="benchmarks.tasks:")  # where tasks have the names of D4RL's datasets
 ADROIT = D4RL | dict(offline_steps=25_000, online_steps=1_000_000, eval_every_offline=2_500,
     failure_reward=-1.0)  # fmt: skip
 KITCHEN = D4RL | dict(offline_steps=500_000, online_steps=1_500_000, eval_every_offline=50_000,

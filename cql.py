@@ -86,7 +86,7 @@ class Args:
 
 
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
-D4RL = dict(env_id="benchmarks.tasks:")
+D4RL = dict(env_id="benchmarks.tasks:")  # where tasks have the names of D4RL's datasets
 ADROIT = D4RL | dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
     reward_scale=10.0, reward_bias=5.0, failure_reward=-1.0, cql_weight=1.0,
     actor_hidden=(512, 512), critic_hidden=(512, 512, 512))  # fmt: skip

@@ -88,7 +88,7 @@ class Args:
 
 
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
-D4RL = dict(env_id="benchmarks.tasks:")
+D4RL = dict(env_id="benchmarks.tasks:")  # where tasks have the names of D4RL's datasets
 ADROIT = D4RL | dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
     failure_reward=-1.0, expectile=0.8, fixed_log_std=math.log(0.03))  # fmt: skip
 SETTINGS = {
