@@ -30,14 +30,18 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
+from collections import namedtuple
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import filelock
 import gymnasium as gym
@@ -47,7 +51,6 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-
 
 @dataclass
 class Args:
@@ -86,24 +89,21 @@ class Args:
     dropout: float = 0.0  # share of the policy's hidden units that a gradient step leaves out
     fixed_log_std: float | None = None  # a log-std for good, from -5 to 2; none: it is learned
 
-
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
-D4RL = dict(env_id="benchmarks.tasks:")  # where tasks have the names of D4RL's datasets
-ADROIT = D4RL | dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
+ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
     failure_reward=-1.0, expectile=0.8, fixed_log_std=math.log(0.03))  # fmt: skip
 SETTINGS = {
     "pointmaze": dict(offline_steps=6_000, online_steps=4_000, eval_every_offline=500,
         eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
         actor_hidden=(64, 64), critic_hidden=(64, 64), value_hidden=(64, 64), beta=10.0),
-    "antmaze": D4RL | dict(offline_steps=1_000_000, online_steps=1_000_000, reward_bias=-1.0,
+    "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, reward_bias=-1.0,
         eval_every_offline=50_000, failure_reward=0.0, expectile=0.9, beta=10.0),
-    "kitchen": D4RL | dict(offline_steps=500_000, online_steps=1_500_000, infinite_horizon=True,
+    "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, infinite_horizon=True,
         eval_every_offline=50_000, eval_every_online=5_000, offline_share=0.25, beta=0.5,
         dropout=0.1),
     "pen-binary": ADROIT | dict(online_steps=200_000), "door-binary": ADROIT,
-    "relocate-binary": ADROIT, "hopper": D4RL, "halfcheetah": D4RL, "walker2d": D4RL}  # fmt: skip
+    "relocate-binary": ADROIT}  # fmt: skip
 OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights: the same as of the others
-
 
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with ReLU between; at first the weights are orthogonal and the biases 0."""
@@ -114,7 +114,6 @@ def mlp(*widths: int) -> nn.Sequential:
         nn.init.zeros_(layers[-2].bias)
     nn.init.orthogonal_(layers[-2].weight, OUTPUT_GAIN)
     return nn.Sequential(*layers[:-1])
-
 
 class Critic(nn.Module):
     """Two Q-functions, stacked along the first axis of every Q below."""
@@ -127,7 +126,6 @@ class Critic(nn.Module):
         """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
         inputs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], -1)
         return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
-
 
 class Actor(nn.Module):
     """A Gaussian: its mean is squashed, its samples are not, and its std is the same at every s."""
@@ -146,7 +144,6 @@ class Actor(nn.Module):
                 x = x * masks[i // 2]
         return x.tanh(), self.log_std.clamp(-5, 2)
 
-
 @torch.no_grad()
 def calibration(agent: "Agent", batch: "Batch", noise: dict) -> dict[str, Tensor]:
     """How calibrated the critics are: Q at s of the data's actions, of random ones and of pi's at s
@@ -162,7 +159,6 @@ def calibration(agent: "Agent", batch: "Batch", noise: dict) -> dict[str, Tensor
     metrics["calibration/gap"] = (q_policy - batch.mc_returns).mean()
     metrics["calibration/rate"] = (q_policy < batch.mc_returns).float().mean()
     return metrics
-
 
 class Agent(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
@@ -256,26 +252,18 @@ class Agent(nn.Module):
         noise = torch.randn(mean.shape, generator=generator, device=self.device)
         return (mean + log_std.exp() * noise).clamp(-1, 1)
 
-
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
-HERE, SCRIPT, LOG_EVERY = Path(__file__).resolve().parent, Path(__file__).name, 100  # in steps
-
+HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
+LOG_EVERY, RUN = 100, {"saved": "none, or is a run at work there?"}  # and its folder, a signal
+# B transitions: obs, next_obs (B, obs), actions (B, act) in [-1, 1]; the others are columns (B, 1),
+# to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
+Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
 
 def require(good: bool, problem: str) -> None:
     """Ends the program with one clear line and status 2 unless all is well."""
     if not good:
         print(f"{SCRIPT}: {problem}", file=sys.stderr)
         sys.exit(2)
-
-
-class Batch(NamedTuple):  # B transitions; scalars are columns, to broadcast over sampled actions
-    obs: Tensor  # (B, obs)
-    actions: Tensor  # (B, act), in [-1, 1]
-    rewards: Tensor  # (B, 1), scaled
-    next_obs: Tensor  # (B, obs)
-    terminations: Tensor  # (B, 1), 1 where the task ended; reaching a time limit is no end
-    mc_returns: Tensor  # (B, 1), see returns_to_go
-
 
 class ReplayBuffer:
     """The dataset, and a ring of online transitions; with offline_share -1 both are in the ring."""
@@ -302,7 +290,6 @@ class ReplayBuffer:
         online = torch.randint(max(n_ring, 1), (size - n_offline,), **options)
         return Batch(*torch.cat([self.offline[offline], self.ring[online]]).split(self.widths, 1))
 
-
 def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
     """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: scaled rewards (T,) -> returns (T,). G is
     0 after the last step, or goes on at its reward (infinite_horizon); an episode of failure_reward
@@ -310,11 +297,10 @@ def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> 
     failure = np.float32(args.failure_reward or 0) * args.reward_scale + args.reward_bias
     if args.failure_reward is not None and (rewards == failure).all():
         return np.full(len(rewards), failure / (1 - args.gamma))
-    returns = [float(rewards[-1]) / (1 - args.gamma) if args.infinite_horizon else 0.0]
+    returns = [float(rewards[-1:].sum()) / (1 - args.gamma) * args.infinite_horizon]
     for reward, termination in zip(rewards[::-1].tolist(), terminations[::-1].tolist()):
         returns.append(reward + args.gamma * (1 - termination) * returns[-1])
     return np.array(returns[:0:-1])
-
 
 def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
     """One episode's arrays, rewards unscaled -> rows (T, width) with the columns of Batch."""
@@ -323,51 +309,50 @@ def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
     columns = [obs, actions, rewards[:, None], next_obs, terminations[:, None], mc_returns[:, None]]
     return torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
 
-
 def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition: that of a
     path, or of a name of D4RL's, downloaded if need be and with D4RL's scores."""
-    axes = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
-    data, key, path, known = {}, "HDF5", name, {}
-    if not os.path.isfile(name):  # what knows D4RL's names lies beside the script, as the tasks do
-        try:
-            path, known = importlib.import_module("benchmarks.datasets").find(name)
-        except (ImportError, OSError) as error:
-            require(False, f"--dataset {name} is no file; {error}")
+    data, path, key, attributes = {}, name, "file", {}
+    kinds = dict(env_id=str, env_kwargs=str, ref_min_score=float, ref_max_score=float)
+    keys = "observations", "actions", "rewards", "terminals", "timeouts", "next_observations"
     try:
+        if not os.path.isfile(name):  # what knows D4RL's names lies beside the script
+            path, attributes = importlib.import_module("benchmarks.datasets").find(name)
         with open(path, "rb") as content, h5py.File(path) as file:
-            attributes = known | dict(file.attrs)
             attributes["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-            for key in [key for i, key in enumerate(axes) if i < 4 or key in file]:
-                data[key] = np.asarray(file[key].astype(np.float32))  # half the memory of float64
+            for key in sorted(kinds.keys() & file.attrs.keys()):
+                attributes[key] = kinds[key](file.attrs[key])
+            for key in [key for i, key in enumerate(keys) if i < 4 or key in file]:
+                array, most = file[key], 1100 if file[key].chunks else 1  # gzip saves no more
+                foreign = array.is_virtual or array.external or array.file.filename != file.filename
+                if foreign or array.nbytes > most * array.id.get_storage_size():
+                    raise ValueError("in another file, or more numbers than are stored")
+                data[key] = array.astype(np.float32)[()]  # half the memory of float64
     except Exception as error:  # whatever h5py may raise about a damaged file
-        problem = f"{key}: {' '.join(str(error).split())}"
-        require(False, f"--dataset {path}: {problem}; see 'Your own data' in the README")
-    for key, array in data.items():
-        array = array[:, 0] if axes[key] == 1 and array.shape[1:] == (1,) else array
-        data[key], first = array, data["observations"]
-        good = array.ndim == axes[key] and 0 < len(array) == len(first) and array.size
-        good = good and (key != "next_observations" or array.shape == first.shape)
-        good = good and -1e9 < array.min() <= array.max() < 1e9
-        wanted = f"numbers below 1e9 on {axes[key]} axes, as many rows as observations, not 0"
-        require(good, f"--dataset {path}: {key} {array.shape} must be {wanted}")
+        require(False, f"--dataset {path}: {key}: {error!r}; see 'Your own data' in the README")
+    low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
+    require(-1e9 < low < high < 1e9, f"--dataset {path}: ref_min_score {low} is not below {high}")
     return data, attributes
-
 
 def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
     """Whole episodes as rows (N, width), actions moved from the environment's box to [-1, 1]. As in
     the authors' code a terminal or a timeout ends one (without timeouts the environment's limit);
     what has no successor is left out: a timeout's step, the last row, an open tail."""
-    where, box = f"--dataset {args.dataset}:", env.env.action_space
-    for key, shape in dict(observations=env.observation_space.shape, actions=box.shape).items():
-        found = f"a row of {key} has the shape {data[key].shape[1:]}, in the environment {shape}"
-        require(data[key].shape[1:] == shape, f"{where} {found}; --env-id must be the data's own")
+    where, box, n = f"--dataset {args.dataset}:", env.env.action_space, data["rewards"].size
+    shapes = {"observations": env.observation_space.shape, "actions": box.shape}
+    for key, array in data.items():
+        shape = (n, *shapes.get(key.removeprefix("next_"), ()))
+        array = data[key] = array[:, 0] if array.shape == (*shape, 1) else array
+        good = n and array.shape == shape and -1e9 < array.min() <= array.max() < 1e9
+        require(
+            good, f"{where} {key} {array.shape} must be {shape} numbers below 1e9; see --env-id"
+        )
     obs, actions, terminations = data["observations"], data["actions"], data["terminals"] != 0
     outside = ((actions < box.low - 1e-4) | (actions > box.high + 1e-4)).mean()
     require(outside < 0.5, f"{where} {outside:.0%} of actions outside the action box; rescale them")
     if outside:
         print(f"{where} {outside:.2%} of the numbers of actions are clipped to the action box")
-    steps, limit = np.arange(len(obs)), env.spec.max_episode_steps or len(obs) + 1
+    steps, limit = np.arange(n), env.spec.max_episode_steps or n + 1
     steps -= np.maximum.accumulate(np.roll(terminations, 1) * steps)  # since the last terminal
     timeouts = data.get("timeouts", steps % limit == limit - 1) != 0
     ends = np.flatnonzero(terminations | timeouts) + 1
@@ -377,75 +362,74 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
     require(sizes.sum(), f"{where} no whole episode; mark their ends in terminals or timeouts")
     rows = torch.empty(sizes.sum(), 2 * obs.shape[1] + actions.shape[1] + 3)
     for at, part in zip(map(slice, starts, stops), rows.split(sizes.tolist())):
-        if len(part):
-            scaled = 2 * (actions[at] - box.low) / (box.high - box.low) - 1
-            columns = data["rewards"][at], following[at], terminations[at]
-            part[:] = pack(args, obs[at], scaled.clip(-0.99999, 0.99999), *columns)
+        scaled = 2 * (actions[at] - box.low) / (box.high - box.low) - 1
+        columns = data["rewards"][at], following[at], terminations[at]
+        part[:] = pack(args, obs[at], scaled.clip(-0.99999, 0.99999), *columns)
     data.clear()  # the rows have it all, and it can be gigabytes
     return rows
 
-
 def make_env(args: Args, attributes: dict) -> gym.Env:
-    """The environment of --env-id, else the dataset's: flat observations, actions in [-1, 1]."""
-    env_id, kwargs = args.env_id or attributes.get("env_id"), attributes.get("env_kwargs", "{}")
-    require(env_id, f"--env-id: {args.dataset} names no environment; give an id or module:id")
+    """That of --env-id, or the dataset's own: flat observations, actions in [-1, 1]."""
+    own = attributes.get("env_id", f"benchmarks.tasks:{Path(args.dataset).stem}")
+    env_id, kwargs = args.env_id or own, attributes.get("env_kwargs", "{}")
     try:
         env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
         env.reset(seed=0)
     except Exception as error:  # whatever a module or an environment of the user's may raise
-        require(False, f"--env-id {env_id}: {error!r}; is it installed, or on PYTHONPATH?")
+        require(False, f"--env-id {env_id}: {error!r}; give an id, or module:id on PYTHONPATH")
     box = env.action_space
     good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
     require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
-
 def seed_of(args: Args, purpose: str, k: int = 0) -> int:
     """The seed of the k-th batch, episode ...: no generator has a state that could be lost."""
     return int(np.random.SeedSequence([args.seed, k, *purpose.encode()]).generate_state(1)[0])
 
-
-def run_episode(agent: "Agent", env: gym.Env, seed: int, generator=None) -> tuple[tuple, float]:
-    """Plays the policy's mode, or with a generator samples: obs, actions, rewards, next_obs and
-    terminations, T rows each, and the highest success that the environment told, else nan."""
-    obs, _ = env.reset(seed=seed)
-    steps, success, over = [], math.nan, False
-    while not over:
-        state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
-        action = agent.act(state, generator).cpu().numpy()
-        next_obs, reward, terminated, truncated, info = env.step(action)
-        steps.append((obs, action, float(reward), next_obs, terminated))
-        for key in info.keys() & {"success", "is_success", "goal_achieved"}:
-            success = np.fmax(success, float(info[key]))
-        obs, over = next_obs, terminated or truncated
+def run_episode(agent: "Agent", env: gym.Env, k: int, generator=None) -> tuple[tuple, float]:
+    """Plays the policy's mode, in evaluation, or with a generator samples: obs, actions, rewards,
+    next_obs and terminations, T rows each, and the highest success that was told, else nan."""
+    name, steps, success, over = "episode" if generator else "evaluation", [], math.nan, False
+    try:
+        obs, _ = env.reset(seed=seed_of(agent.args, name, k))
+        while not over:
+            state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
+            action = agent.act(state.view(env.observation_space.shape), generator).cpu().numpy()
+            next_obs, reward, terminated, truncated, info = env.step(action)
+            steps.append((obs, action, float(reward), next_obs, bool(terminated)))
+            for key in info.keys() & {"success", "is_success", "goal_achieved"}:
+                success = np.fmax(success, float(info[key]))
+            finite = np.isfinite(np.stack([obs, next_obs]).sum() + reward)
+            if not finite or "signal" in RUN or len(steps) == 100_000:
+                raise ValueError("NaN, inf, or no end within 100,000 steps")
+            obs, over = next_obs, terminated or truncated
+    except Exception as error:  # whatever an environment may raise
+        raise InterruptedError(f"{name} {k}, step {len(steps)}: {error!r}") from error
     return tuple(np.array(column) for column in zip(*steps)), success
 
-
-def evaluate(args: Args, agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
+def evaluate(agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
     """Means over episodes with the same seeds each time. score: the success, if any episode told
     it, else the return between the dataset's reference scores. q_s0 foretells discounted_return."""
-    results, low = [], attributes.get("ref_min_score", 0.0)
+    args, results, low = agent.args, [], attributes.get("ref_min_score", 0.0)
     for k in range(args.eval_episodes):
-        (obs, _, rewards, _, _), success = run_episode(agent, env, seed_of(args, "evaluation", k))
+        (obs, _, rewards, _, _), success = run_episode(agent, env, k)
         start = torch.as_tensor(obs[:1], dtype=torch.float32, device=agent.device)
         q_s0 = agent.critic(start, agent.act(start)[:, None]).min().item()
         scaled = rewards * args.reward_scale + args.reward_bias
         obtained = (scaled * args.gamma ** np.arange(len(scaled))).sum()
-        normalised = (rewards.sum() - low) / (attributes.get("ref_max_score", low + 1) - low)
+        normalised = (rewards.sum() - low) / (attributes.get("ref_max_score", 1.0) - low)
         results.append((success, normalised, rewards.sum(), obtained, q_s0))
-    columns = np.array(results).T
+    columns, keys = np.array(results).T, ("success", "score", "return", "discounted_return", "q_s0")
     columns[:2] = columns[:2] if np.isnan(columns[0]).all() else np.nan_to_num(columns[0])
-    keys = ("success", "score", "return", "discounted_return", "q_s0")
     return dict(zip(keys, columns.mean(1).tolist()))
-
 
 def parse_args(argv: list[str]) -> tuple[Args, dict]:
     """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    path = Path(args.dataset)
+    path, resume = Path(args.dataset), args.resume and not {"-h", "--help"} & {*argv}
     row = next((r for r in SETTINGS if f"{path.stem}-".startswith(r + "-")), "own")
-    if "--resume" in flags and not {"-h", "--help"} & {*argv}:
+    if resume:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
@@ -459,61 +443,98 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
         args.dataset = str(path.resolve() if os.path.isfile(path) else path)
         args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{path.stem}-s{args.seed}"
-        record = {"script": SCRIPT, "row": row, "settings": asdict(args)}
-    nil = "seed offline_steps online_steps cql_weight beta weight_decay actor_lr critic_lr value_lr"
-    limits = dict.fromkeys(nil.split(), (0, 1e9)) | dict(tau=(1e-6, 1), fixed_log_std=(-5, 2))
-    limits |= dict(gamma=(0, 0.99999), dropout=(0, 0.99), expectile=(0, 1), awac_lambda=(1e-6, 1e9))
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        git = subprocess.getoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
+        record = {"script": SCRIPT, "row": row, "settings": asdict(args), "commit": git}
+        record["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
+        record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
+    limits = dict(gamma=(0, 0.99999), tau=(1e-6, 1), dropout=(0, 0.99), expectile=(0, 1))
+    limits |= dict(awac_lambda=(1e-6, 1e9), fixed_log_std=(-5, 2), offline_share=(-1, 1))
     for name, value in vars(args).items():
-        for number in value if isinstance(value, (tuple, list)) else [value]:
-            low, high = limits.get(name, (1 if type(number) is int else -1e9, 1e9))
-            good = not isinstance(number, (int, float)) or low <= number <= high
-            require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
-    share = args.offline_share
-    require(share == -1 or 0 <= share <= 1, f"--offline-share {share}: must be -1 or in [0, 1]")
+        low = 0 if name.endswith(("seed", "steps", "lr", "weight", "beta", "decay")) else 1
+        low, high = limits.get(name, (-1e9 if low and type(value) is float else low, 1e9))
+        good = isinstance(value, str | bool | None) or np.all(np.clip(value, low, high) == value)
+        require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
+    require(args.offline_share in (-1, abs(args.offline_share)), "--offline-share: -1 or from 0 on")
     require(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: no CUDA; use cpu")
     require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
     return args, record
 
-
 def write(path: Path, content: bytes) -> None:
-    """All or nothing: into another file, which takes the name when it is whole."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def open_run(args: Args, record: dict) -> tuple[Path, object]:
-    """The run's folder, which gets its args.json, and a lock on it that dies with the process."""
-    run_dir = Path(args.resume or args.run_dir)
+    """All or nothing; of a checkpoint the previous one is kept, too."""
+    part = path.with_suffix(".tmp")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)
-    except (OSError, filelock.Timeout) as error:
-        require(False, f"--run-dir {run_dir}: read-only, or a run is at work there ({error})")
-    begun, finished = ((run_dir / name).exists() for name in ("args.json", "summary.json"))
-    advice = "finished; take another" if finished else f"unfinished; use --resume {run_dir}"
-    require(args.resume or not begun, f"--run-dir {run_dir}: holds a run, {advice}")
-    if not args.resume:
-        git = subprocess.getstatusoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
-        record["commit"] = "unknown" if git[0] else git[1]
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
-        record["versions"] = {"python": sys.version} | {d.name: d.version for d in distributions()}
-        write(run_dir / "args.json", json.dumps(record, indent=2).encode())
-    return run_dir, lock
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.suffix == ".pt" and path.exists():
+            os.replace(path, path.with_suffix(".previous"))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
+def train(agent: "Agent", buffer: ReplayBuffer, env, attributes, done, writer, save) -> None:
+    """Both phases. x, gradient steps plus online environment steps, is the axis of all logs."""
+    args, generator, first, began = agent.args, torch.Generator(agent.device), done.x, time.time()
+    end, total, saved = args.offline_steps, args.offline_steps + args.online_steps, began
+    looks = [*range(0, end, args.eval_every_offline), *range(end, total, args.eval_every_online)]
+    while "signal" not in RUN:
+        x, fine_tuning, log = done.x, done.x >= end, (done.x + 1) % LOG_EVERY == 0
+        due = end + done.env_steps - x  # steps to train before the next episode
+        if look := x >= done.next_eval and (due == 0 or not fine_tuning):
+            result = evaluate(agent, env, attributes)
+            rewards = [part[:, sum(buffer.widths[:2])] for part in (buffer.offline, buffer.ring)]
+            result["q_bound"] = torch.cat(rewards).abs().max().item() / (1 - args.gamma)
+            done.evals.append((x, result))
+            if scores := [past["score"] for at, past in done.evals if at > end]:
+                result["dip"] = min(scores) - done.evals[-len(scores) - 1][1]["score"]
+                result["regret"] = 1 - sum(scores) / len(scores)
+            if abs(result["q_s0"]) > result["q_bound"] and RUN.setdefault("exploded", x) == x:
+                print(f"{SCRIPT}: Q(s0) explodes: beyond q_bound from step {x}", file=sys.stderr)
+            done.rows |= {f"eval/{key}": value for key, value in result.items()}
+            done.next_eval = min([step for step in (*looks, total) if step > x], default=x + 1)
+        for key, value in done.rows.items():
+            writer.add_scalar(key, value, x)
+        done.rows, done.logged = {}, x
+        if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
+            last, rate = done.evals[-1][1], (x - first) / (time.time() - began)
+            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score "
+            line += f"{last['score']:.2f}  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
+            line += f" against {last['discounted_return']:6.1f}  {rate * args.utd:4.0f} updates/s"
+            left = f"{max(total - x, 0) / rate / 60:.1f}" if rate else "?"
+            print(line, f" {left:>5} min left", end="\n" if look else "\r", flush=True)
+        if look or time.time() - saved > min(60, saved - began):  # so that any life gets on
+            save()
+            saved = time.time()
+
+        if fine_tuning and due == 0:
+            if done.env_steps >= args.online_steps:
+                return
+            generator.manual_seed(seed_of(args, "exploration", done.episodes))
+            episode, _ = run_episode(agent, env, done.episodes, generator)
+            buffer.add(pack(args, *episode))  # it is over: now its returns are known
+            done.rows["train/return"] = float(episode[2].sum())
+            done.env_steps += len(episode[2])
+            done.episodes += 1
+        for k in range(args.utd if fine_tuning else 1):
+            batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
+            generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
+            metrics = agent.update(batch, agent.draw(args.batch_size, generator, log))
+            if not torch.stack([*metrics.values()]).isfinite().all():
+                bad = [key for key, value in metrics.items() if not value.isfinite()]
+                raise FloatingPointError(f"{', '.join(bad)} not finite in step {x + 1}")
+        done.x, done.rows = x + 1, done.rows | (metrics if log else {})
+    raise InterruptedError
 
 def main() -> None:
-    # Everything that can be refused is refused before the run's folder is touched.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: RUN.update(signal=signal.Signals(number).name))
     args, record = parse_args(sys.argv[1:])
     data, attributes = read_dataset(args.dataset)
-    sha = record.setdefault("dataset_sha256", attributes["sha256"])
-    require(sha == attributes["sha256"], f"{args.dataset} changed; restore it")
-    if args.env_id.endswith(":"):  # a module of tasks, for files that name no environment
-        args.env_id = attributes.get("env_id") or args.env_id + Path(args.dataset).stem
-    elif args.env_id and args.env_id != attributes.get("env_id", args.env_id):
+    same = record.setdefault("dataset_sha256", attributes["sha256"]) == attributes["sha256"]
+    require(same, f"{args.dataset} changed; restore it")
+    if args.env_id and args.env_id != attributes.get("env_id", args.env_id):
         attributes = {}  # arguments and scores of another environment
     env = make_env(args, attributes)
     torch.set_num_threads(args.threads)
@@ -522,84 +543,63 @@ def main() -> None:
     sizes = env.observation_space.shape[0], env.action_space.shape[0]
     agent = Agent(args, *sizes, device)
     buffer = ReplayBuffer(args, load_episodes(args, data, env), *sizes, device)
-    run_dir, _lock = open_run(args, record)
-    n_rows = len(buffer.offline) + buffer.added
-    print(f"{SCRIPT}: row '{record['row']}', {n_rows} transitions, {device}, {run_dir}")
-
-    # x, offline gradient steps plus online environment steps trained on, is the axis of all logs.
-    done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[])
+    RUN["folder"] = run_dir = Path(args.resume or args.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)  # it dies with the process
+    begun, finished = ((run_dir / name).exists() for name in ("args.json", "summary.json"))
+    advice = "finished; take another" if finished else f"unfinished; use --resume {run_dir}"
+    require(args.resume or not begun, f"--run-dir {run_dir}: holds a run, {advice}")
+    if not args.resume:
+        write(run_dir / "args.json", json.dumps(record, indent=2).encode())
+    print(f"{SCRIPT}: row '{record['row']}', {device}, {run_dir}", flush=True)
+    done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[], rows={}, logged=-1)
     checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
-    if args.resume and checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+    files = [checkpoint, checkpoint.with_suffix(".previous")] if args.resume else []
+    for path in (files := [path for path in files if path.exists()]):
+        try:  # testzip names what is damaged: torch does not look at checksums
+            state = zipfile.ZipFile(path).testzip() or torch.load(path, device, weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             vars(done).update(state["done"])
             buffer.added += done.env_steps - len(state["ring"])
             buffer.add(state["ring"])
+            RUN["saved"] = f"step {done.x}, see --resume"
+            break
         except Exception as error:
-            require(False, f"{checkpoint} is damaged ({error!r:.60}); delete it to begin again")
-    # What a killed run logged beyond its checkpoint is done again: TensorBoard is to drop it.
-    writer = SummaryWriter(run_dir, purge_step=done.x + 1 if done.evals else 0)
-    total, first, began = args.offline_steps + args.online_steps, done.x, time.time()
-    saved, generator, metrics = began, torch.Generator(device), {}
-    while True:
-        x, fine_tuning, log = done.x, done.x >= args.offline_steps, (done.x + 1) % LOG_EVERY == 0
-        due = args.offline_steps + done.env_steps - x  # steps to train before the next episode
-        scalars = dict(metrics) if x % LOG_EVERY == 0 else {}
-        if look := x >= done.next_eval and (due == 0 or not fine_tuning):
-            result = evaluate(args, agent, env, attributes)
-            done.evals.append((x, result))
-            if scores := [past["score"] for at, past in done.evals if at > args.offline_steps]:
-                result["dip"] = min(scores) - done.evals[-len(scores) - 1][1]["score"]
-                result["regret"] = 1 - sum(scores) / len(scores)
-            scalars |= {f"eval/{key}": value for key, value in result.items()}
-            past, every, end = x, args.eval_every_offline, args.offline_steps
-            if fine_tuning:
-                past, every, end = x - end, args.eval_every_online, args.online_steps
-            done.next_eval = x + max(1, min(every - past % every, end - past))
-        for key, value in scalars.items():
-            writer.add_scalar(key, value, x)
-        if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
-            last, rate = done.evals[-1][1], (x - first) / (time.time() - began)
-            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score "
-            line += f"{last['score']:.2f}  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
-            line += f" against {last['discounted_return']:6.1f}  {rate * args.utd:4.0f} updates/s"
-            line += f"  {max(total - x, 0) / (rate or math.nan) / 60:5.1f} min left"
-            print(line, end="\n" if look else "\r", flush=True)
-        if look or time.time() - saved > 60:
-            writer.flush()
-            online = torch.arange(-min(done.env_steps, len(buffer.ring)), 0) + buffer.added
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"done": vars(done), "ring": buffer.ring[online % len(buffer.ring)]}
-            torch.save(state, content := io.BytesIO())
-            write(checkpoint, content.getvalue())
-            saved = time.time()
+            print(f"{SCRIPT}: {path} is damaged ({error!r:.60})", file=sys.stderr)
+    else:
+        require(not files, f"delete {checkpoint} to begin again")
 
-        if fine_tuning and due == 0:
-            if done.env_steps >= args.online_steps:
-                break
-            generator.manual_seed(seed_of(args, "exploration", done.episodes))
-            episode, _ = run_episode(agent, env, seed_of(args, "episode", done.episodes), generator)
-            buffer.add(pack(args, *episode))  # when it is over: now its returns are known
-            writer.add_scalar("train/return", episode[2].sum(), x + 1)
-            done.env_steps += len(episode[2])
-            done.episodes += 1
-        for k in range(args.utd if fine_tuning else 1):
-            batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
-            generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
-            metrics = agent.update(batch, agent.draw(args.batch_size, generator, log))
-        done.x += 1
+    def save() -> None:
+        if not all(weight.isfinite().all() for weight in agent.parameters()):
+            raise FloatingPointError(f"a weight is not finite after step {done.x}")
+        writer.flush()
+        online = torch.arange(-min(done.env_steps, len(buffer.ring)), 0) + buffer.added
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"done": vars(done), "ring": buffer.ring[online % len(buffer.ring)]}
+        torch.save(state, content := io.BytesIO())
+        write(checkpoint, content.getbuffer())
+        RUN["saved"] = f"step {done.x}, see --resume"
+
+    writer = SummaryWriter(run_dir, purge_step=done.logged + 1)  # what a killed run did beyond
+    try:
+        train(agent, buffer, env, attributes, done, writer, save)
+    except InterruptedError as error:
+        save()
+        require(False, f"{RUN.get('signal', error)}; saved, go on with --resume {run_dir}")
     writer.close()
-    offline = [result for x, result in done.evals if x <= args.offline_steps]
-    summary = {"before": offline[-1], "after": done.evals[-1][1]}
+    *_, before = [result for x, result in done.evals if x <= args.offline_steps]
+    summary = {"before": before, "after": done.evals[-1][1]}
+    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
     for phase, result in summary.items():
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
-    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
     print(f"curves: python benchmarks/plot.py {run_dir}")
     if (plot := HERE / "benchmarks" / "plot.py").exists():
         subprocess.run([sys.executable, str(plot), str(run_dir)])
 
-
 if __name__ == "__main__":
-    main()
+    threading.excepthook = lambda *_: None  # TensorBoard's thread: main gets its error, too
+    try:
+        main()
+    except (OSError, FloatingPointError) as error:
+        require(False, f"--run-dir {RUN['folder']}: {error}; last good checkpoint: {RUN['saved']}")

@@ -531,10 +531,10 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
         names[4] = "dones" if kind == "hand" else names[4]
         reference, widths = section(arrays, "out/"), [obs_dim, action_dim, 1, obs_dim, 1, 1]
     else:  # episodes played
-        agent = SimpleNamespace(device="cpu", act=lambda obs, generator: torch.zeros(1))
+        agent = SimpleNamespace(device="cpu", act=lambda obs, generator: torch.zeros(1), args=args)
         rows = []
         for key in sorted({key.split("/")[1] for key in arrays if key.startswith("in/")}):
-            episode, _ = script.run_episode(agent, Scripted(case_meta, arrays, f"in/{key}"), seed=0)
+            episode, _ = script.run_episode(agent, Scripted(case_meta, arrays, f"in/{key}"), k=0)
             rows.append(script.pack(args, *episode))
         rows, widths = torch.cat(rows), [1] * 6
         names = (None, None, "rewards", None, "dones", "mc_returns")
@@ -565,6 +565,8 @@ def args_of_case(script: ModuleType, case_meta: dict):
 
 class Scripted:
     """An environment that plays a given episode; the state is the step's number."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
 
     def __init__(self, case_meta: dict, arrays: Arrays, prefix: str):
         names = ("raw_rewards", "env_done", "goal_achieved")

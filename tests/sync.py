@@ -21,9 +21,10 @@ def shared_parts(text: str) -> dict[str, str]:
     docstring = text.index('"""')
     imports = text.index("\nimport ")
     parts = {"requirements": text[:docstring], "Part II": banner + part_two}
-    parts["imports"] = text[imports : text.index("\n\n\n", imports)]
-    # A definition begins in the first column, with its decorators, and ends before two empty lines.
-    for block in re.findall(r"(?ms)^(?:@[^\n]+\n)?(?:def|class) .*?(?=\n\n\n)", part_one):
+    parts["imports"] = text[imports : text.index("\n\n@dataclass", imports)]
+    # A definition begins in the first column, with its decorators, and ends before the next thing
+    # that does.
+    for block in re.findall(r"(?ms)^(?:@[^\n]+\n)?(?:def|class) .*?(?=\n\n\S)", part_one + "."):
         name = re.search(r"(?:def|class) (\w+)", block)[1]
         if name not in OWN:
             parts[name] = block

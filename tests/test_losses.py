@@ -8,6 +8,7 @@ through the gradients that reach a Q-value.
 import copy
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -265,6 +266,8 @@ def test_termination_masks_what_follows_and_truncation_does_not(script):
     class Corridor:
         """Four steps to the goal; a time limit of 3 comes before it, one of 9 does not."""
 
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (4,))
+
         def __init__(self, limit):
             self.limit = limit
 
@@ -279,7 +282,7 @@ def test_termination_masks_what_follows_and_truncation_does_not(script):
 
     agent, _, _ = small_problem(script, torch.float32, batch_size=1, cql_weight=0.0)
     for limit, bootstraps in (3, True), (9, False):
-        episode, _ = script.run_episode(agent, Corridor(limit), seed=0)
+        episode, _ = script.run_episode(agent, Corridor(limit), k=0)
         rows = script.pack(agent.args, *episode)
         assert len(rows) == min(limit, 4), "the last step of a time limit is data, too"
         buffer = script.ReplayBuffer(agent.args, rows, 4, 2, "cpu")

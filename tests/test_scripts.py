@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import subprocess
 import sys
 import tokenize
 import tomllib
@@ -175,6 +176,16 @@ def test_a_script_keeps_to_its_budget(name):
     # A semicolon in a text or comment is no statement.
     tokens = tokenize.generate_tokens(io.StringIO(text_of(name)).readline)
     assert not [token.line for token in tokens if token.string == ";"]
+
+
+@EVERY
+def test_a_script_is_formatted_with_single_blank_lines(name):
+    """As ruff has it, imports included, but for one blank line where ruff leaves two."""
+    text, options = text_of(name), ["--config", str(ROOT / "pyproject.toml"), "-"]
+    for line in (["format"], ["check", "--quiet", "--fix", "--select=I"]):
+        ruff = [sys.executable, "-m", "ruff", *line, *options]
+        text = subprocess.run(ruff, input=text, text=True, capture_output=True, check=True).stdout
+    assert text.replace("\n\n\n", "\n\n") == text_of(name)
 
 
 @pytest.mark.parametrize("name", CQL_FAMILY)

@@ -15,6 +15,7 @@ sys.path.append(str(ROOT))  # where a script lies, and so on its path too
 from benchmarks import tasks
 
 D4RL = importlib.util.find_spec("d4rl") is not None
+LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 LINE = "pip install --no-deps -r requirements-d4rl.txt"
 
 # Numbers of an observation and of an action, steps until an episode is cut.
@@ -57,8 +58,8 @@ def test_the_names_are_those_of_datasets():
     assert len(set(tasks.NAMES)) == len(tasks.NAMES) == 6 + 3 + 3 + 18
     rows = load_script("cql").SETTINGS
     for name in tasks.NAMES:
-        [row] = [row for row in rows if name.startswith(row + "-")]
-        assert rows[row]["env_id"] == "benchmarks.tasks:", "the environment follows from the name"
+        found = [row for row in rows if name.startswith(row + "-")]
+        assert len(found) == (not name.startswith(LOCOMOTION)), "of which the authors ran none"
 
 
 @pytest.mark.parametrize(
