@@ -240,7 +240,7 @@ class Agent(nn.Module):
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
-LOG_EVERY, RUN = 100, {"saved": "none, or is a run at work there?"}  # and its folder, a signal
+LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none, or is a run at work there?"}
 # B transitions: obs, next_obs (B, obs), actions (B, act) in [-1, 1]; the others are columns (B, 1),
 # to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
 Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
@@ -576,7 +576,7 @@ def main() -> None:
     writer.close()
     *_, before = [result for x, result in done.evals if x <= args.offline_steps]
     summary = {"before": before, "after": done.evals[-1][1]}
-    write(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+    write(run_dir / "summary.json", json.dumps(summary, indent=2).replace("NaN", "null").encode())
     for phase, result in summary.items():
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
     print(f"curves: python benchmarks/plot.py {run_dir}")
@@ -587,5 +587,5 @@ if __name__ == "__main__":
     threading.excepthook = lambda *_: None  # TensorBoard's thread: main gets its error, too
     try:
         main()
-    except (OSError, FloatingPointError) as error:
+    except (OSError, MemoryError, FloatingPointError) as error:
         require(False, f"--run-dir {RUN['folder']}: {error}; last good checkpoint: {RUN['saved']}")

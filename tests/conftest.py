@@ -5,6 +5,7 @@ In a process of its own, as a user does, where that is the point (`run_script`);
 """
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -66,6 +67,15 @@ def run_script(path: Path, *line: str, cwd: Path, timeout: float = 120):
         timeout=timeout,
     )
     return SimpleNamespace(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """A script's main has its own, with which Ctrl-C would not stop the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -430,10 +430,15 @@ def test_default_folder_is_protected_too(run_here, refused, toy_file):
 
 
 @pytest.mark.parametrize("run_dir", ["file", "file/run"])
-def test_folder_that_cannot_be(refused, tmp_path, toy_file, run_dir):
+def test_folder_that_cannot_be(tmp_path, toy_file, run_dir):
     """Under a file even root cannot make a folder."""
     (tmp_path / "file").write_text("")
-    refused(quick(ONE, dataset=toy_file, run_dir=run_dir), f"--run-dir {run_dir}")
+    line = quick(ONE, dataset=toy_file, run_dir=run_dir)
+    shown = run_script(ROOT / f"{ONE}.py", *line, cwd=tmp_path)
+    assert shown.status == 2
+    [message] = shown.stderr.splitlines()
+    assert message.startswith(f"{ONE}.py: --run-dir {run_dir}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("folder", ["nowhere", ".", "toy.hdf5"])
@@ -462,9 +467,12 @@ def test_resume_with_an_unknown_setting(refused, old_run):
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_resume_with_damaged_checkpoint(refused, old_run, share):
     unfinish(old_run)
-    content = (old_run / "checkpoint.pt").read_bytes()
-    (old_run / "checkpoint.pt").write_bytes(content[: int(share * len(content))])
-    refused(["--resume", "run"], "run")
+    for path in old_run.glob("checkpoint.*"):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+    message = refused(["--resume", "run"], "delete run/checkpoint.pt")
+    assert "run/checkpoint.pt is damaged" in message
+    assert "run/checkpoint.previous is damaged" in message
 
 
 def test_resume_of_another_script(refused, old_run):
