@@ -196,7 +196,7 @@ class Agent(nn.Module):
             weights = (self.args.beta * self.advantage(batch)).exp().clamp(max=100)  # (B, 1)
         masks = tuple(noise[key] for key in noise if key.startswith("dropout"))
         mean, log_std = self.actor(batch.obs, masks)
-        pi = torch.distributions.Normal(mean, log_std.exp())
+        pi = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         actor_loss = -(weights * pi.log_prob(batch.actions).sum(-1, keepdim=True)).mean()
 
         # Effective sample size over B: 1 where all weights are the same, 1 / B where one is all.
@@ -259,15 +259,12 @@ LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none, or is a run at work ther
 # to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
 Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
 
-def require(good: bool, problem: str) -> None:
-    """Ends the program with one clear line and status 2 unless all is well."""
+def require(good: bool, problem: str) -> None:  # else the program ends: one line, status 2
     if not good:
-        print(f"{SCRIPT}: {problem}", file=sys.stderr)
+        print("\n" * sys.stdout.isatty() + f"{SCRIPT}: {problem}", file=sys.stderr)
         sys.exit(2)
 
-class ReplayBuffer:
-    """The dataset, and a ring of online transitions; with offline_share -1 both are in the ring."""
-
+class ReplayBuffer:  # the dataset, and a ring of online rows; offline_share -1: both in the ring
     def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
         self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
         n = len(dataset) if args.offline_share < 0 else 0  # rows that begin the ring
@@ -331,7 +328,7 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
     except Exception as error:  # whatever h5py may raise about a damaged file
         require(False, f"--dataset {path}: {key}: {error!r}; see 'Your own data' in the README")
     low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
-    require(-1e9 < low < high < 1e9, f"--dataset {path}: ref_min_score {low} is not below {high}")
+    require(-1e9 < low < high - 1e-6 < 1e9, f"--dataset {path}: ref_min_score must be below max")
     return data, attributes
 
 def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
@@ -382,8 +379,7 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
-def seed_of(args: Args, purpose: str, k: int = 0) -> int:
-    """The seed of the k-th batch, episode ...: no generator has a state that could be lost."""
+def seed_of(args: Args, purpose: str, k: int = 0) -> int:  # so no generator's state can be lost
     return int(np.random.SeedSequence([args.seed, k, *purpose.encode()]).generate_state(1)[0])
 
 def run_episode(agent: "Agent", env: gym.Env, k: int, generator=None) -> tuple[tuple, float]:
@@ -396,15 +392,15 @@ def run_episode(agent: "Agent", env: gym.Env, k: int, generator=None) -> tuple[t
             state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
             action = agent.act(state.view(env.observation_space.shape), generator).cpu().numpy()
             next_obs, reward, terminated, truncated, info = env.step(action)
-            steps.append((obs, action, float(reward), next_obs, bool(terminated)))
+            steps.append((obs, action, float(reward), next_obs, float(terminated)))
             for key in info.keys() & {"success", "is_success", "goal_achieved"}:
                 success = np.fmax(success, float(info[key]))
-            finite = np.isfinite(np.stack([obs, next_obs]).sum() + reward)
-            if not finite or "signal" in RUN or len(steps) == 100_000:
-                raise ValueError("NaN, inf, or no end within 100,000 steps")
-            obs, over = next_obs, terminated or truncated
-    except Exception as error:  # whatever an environment may raise
-        raise InterruptedError(f"{name} {k}, step {len(steps)}: {error!r}") from error
+            numbers = np.append(np.stack([obs, next_obs]), [reward, np.nan_to_num(success)])
+            if not np.abs(numbers).max() < 1e9 or "signal" in RUN or len(steps) == 100_000:
+                raise ValueError("a number is NaN or beyond 1e9, or no end in 100,000 steps")
+            obs, over = next_obs, bool(terminated or truncated)
+    except BaseException as error:  # whatever an environment may raise
+        raise InterruptedError(f"{name} {k}, after {len(steps)} steps: {error!r}") from error
     return tuple(np.array(column) for column in zip(*steps)), success
 
 def evaluate(agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
@@ -434,11 +430,11 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
             record = json.loads((Path(args.resume) / "args.json").read_text())
-            script = record["script"]  # first: another's settings are no settings here
+            script, row = record["script"], record["row"]  # another's settings are none here
             require(script == SCRIPT, f"--resume {args.resume}: made by {script}; go on with that")
             args = Args(**record["settings"] | {f[2:]: getattr(args, f[2:]) for f in flags})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            require(False, f"--resume {args.resume}: not the folder of a run ({error})")
+        except Exception as error:  # whatever may stand in args.json
+            require(False, f"--resume {args.resume}: not the folder of a run ({error!r:.99})")
     else:
         args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
         args.dataset = str(path.resolve() if os.path.isfile(path) else path)
@@ -448,11 +444,14 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         record = {"script": SCRIPT, "row": row, "settings": asdict(args), "commit": git}
         record["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
         record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
+    digest = hashlib.sha256(json.dumps(record["settings"]).encode()).hexdigest()
+    require(record.setdefault("settings_sha256", digest) == digest, "--resume: restore args.json")
     limits = dict(gamma=(0, 0.99999), tau=(1e-6, 1), dropout=(0, 0.99), expectile=(0, 1))
     limits |= dict(awac_lambda=(1e-6, 1e9), fixed_log_std=(-5, 2), offline_share=(-1, 1))
     for name, value in vars(args).items():
         low = 0 if name.endswith(("seed", "steps", "lr", "weight", "beta", "decay")) else 1
-        low, high = limits.get(name, (-1e9 if low and type(value) is float else low, 1e9))
+        high = 1e4 if name.endswith(("hidden", "actions", "threads", "batch_size")) else 1e9
+        low, high = limits.get(name, (-1e9 if low and type(value) is float else low, high))
         good = isinstance(value, str | bool | None) or np.all(np.clip(value, low, high) == value)
         require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
     require(args.offline_share in (-1, abs(args.offline_share)), "--offline-share: -1 or from 0 on")
@@ -460,8 +459,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
     return args, record
 
-def write(path: Path, content: bytes) -> None:
-    """All or nothing; of a checkpoint the previous one is kept, too."""
+def write(path: Path, content: bytes) -> None:  # all or nothing; a previous checkpoint is kept
     part = path.with_suffix(".tmp")
     try:
         with open(part, "wb") as file:
@@ -498,12 +496,13 @@ def train(agent: "Agent", buffer: ReplayBuffer, env, attributes, done, writer, s
             writer.add_scalar(key, value, x)
         done.rows, done.logged = {}, x
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
-            last, rate = done.evals[-1][1], (x - first) / (time.time() - began)
-            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  score "
+            at, of, since = (k + (args.utd - 1) * max(k - end, 0) for k in (x, total, first))
+            last, rate = done.evals[-1][1], (at - since) / (time.time() - began) or math.nan
+            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  {rate:4.0f} "
+            line += f"updates/s  {max(of - at, 0) / rate / 60:5.1f} min left  score "
             line += f"{last['score']:.2f}  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
-            line += f" against {last['discounted_return']:6.1f}  {rate * args.utd:4.0f} updates/s"
-            left = f"{max(total - x, 0) / rate / 60:.1f}" if rate else "?"
-            print(line, f" {left:>5} min left", end="\n" if look else "\r", flush=True)
+            line = f"{line} against {last['discounted_return']:6.1f}".replace("nan", "  ?")
+            print(line if look else line[:79], end="\n" if look else "\r", flush=True)
         if look or time.time() - saved > min(60, saved - began):  # so that any life gets on
             save()
             saved = time.time()
@@ -515,14 +514,13 @@ def train(agent: "Agent", buffer: ReplayBuffer, env, attributes, done, writer, s
             episode, _ = run_episode(agent, env, done.episodes, generator)
             buffer.add(pack(args, *episode))  # it is over: now its returns are known
             done.rows["train/return"] = float(episode[2].sum())
-            done.env_steps += len(episode[2])
-            done.episodes += 1
+            done.env_steps, done.episodes = done.env_steps + len(episode[2]), done.episodes + 1
         for k in range(args.utd if fine_tuning else 1):
             batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
             generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
             metrics = agent.update(batch, agent.draw(args.batch_size, generator, log))
-            if not torch.stack([*metrics.values()]).isfinite().all():
-                bad = [key for key, value in metrics.items() if not value.isfinite()]
+            bad = [key for key, value in metrics.items() if key[0] in "lq" and not value.isfinite()]
+            if bad:
                 raise FloatingPointError(f"{', '.join(bad)} not finite in step {x + 1}")
         done.x, done.rows = x + 1, done.rows | (metrics if log else {})
     raise InterruptedError
@@ -564,15 +562,17 @@ def main() -> None:
             buffer.added += done.env_steps - len(state["ring"])
             buffer.add(state["ring"])
             RUN["saved"] = f"step {done.x}, see --resume"
+            path.replace(checkpoint)  # the previous one in the place of a damaged one
             break
         except Exception as error:
             print(f"{SCRIPT}: {path} is damaged ({error!r:.60})", file=sys.stderr)
     else:
-        require(not files, f"delete {checkpoint} to begin again")
+        require(not files, f"delete {run_dir}/checkpoint.* to begin again")
 
     def save() -> None:
-        if not all(weight.isfinite().all() for weight in agent.parameters()):
-            raise FloatingPointError(f"a weight is not finite after step {done.x}")
+        checked = [*agent.parameters(), torch.tensor([past["q_s0"] for _, past in done.evals])]
+        if not all(tensor.isfinite().all() for tensor in checked):
+            raise FloatingPointError(f"a weight or Q(s0) not finite after step {done.x}")
         writer.flush()
         online = torch.arange(-min(done.env_steps, len(buffer.ring)), 0) + buffer.added
         state = {name: part.state_dict() for name, part in parts.items()}

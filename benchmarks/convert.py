@@ -121,9 +121,11 @@ def write(out: Path, data: Arrays, attributes: dict) -> None:
     unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(unfinished, "x", track_order=True) as file:
+        # With checksums of everything: of the format's own parts ("latest"), and of the numbers.
+        with h5py.File(unfinished, "x", libver="latest", track_order=True) as file:
             for key, array in data.items():
-                file.create_dataset(key, data=array, compression="gzip", shuffle=True)
+                options = dict(compression="gzip", shuffle=True, fletcher32=True)
+                file.create_dataset(key, data=array, **options)
             file.attrs.update(attributes)
         os.replace(unfinished, out)
     finally:

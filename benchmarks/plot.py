@@ -137,9 +137,15 @@ def main() -> None:
     keys = ("offline_steps", "online_steps", "eval_every_offline", "eval_every_online")
     if len({tuple(run.settings[key] for key in keys) for run in runs}) > 1:
         fail("these runs have different lengths or evaluation intervals: no mean can be drawn")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw(runs, out.with_name(f"{out.name}.png"))
-    export(runs, out.with_name(f"{out.name}.csv"))
+    for make, ending in (draw, ".png"), (export, ".csv"):
+        part = out.with_name(f"{out.name}.part{ending}")  # takes the name when it is whole
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            make(runs, part)
+            part.replace(f"{out}{ending}")
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            fail(f"{out}{ending}: {error}; make room, or give another --out NAME")
     print(f"{out}.png and {out}.csv")
 
 

@@ -211,9 +211,11 @@ def main() -> None:
     packages = ("gymnasium", "gymnasium-robotics", "mujoco", "numpy")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     settings = {key: value for key, value in asdict(args).items() if key != "out"}
-    with h5py.File(f"{args.out}.tmp", "w", track_order=True) as file:
+    # With checksums of everything: of the format's own parts ("latest"), and of the numbers.
+    with h5py.File(f"{args.out}.tmp", "w", libver="latest", track_order=True) as file:
         for key, array in data.items():
-            file.create_dataset(key, data=array, compression="gzip", shuffle=True)
+            options = dict(compression="gzip", shuffle=True, fletcher32=True)
+            file.create_dataset(key, data=array, **options)
         file.attrs["env_id"] = ENV_ID
         file.attrs["env_kwargs"] = json.dumps(kwargs)
         file.attrs["generator"] = "benchmarks/pointmaze.py"

@@ -5,6 +5,7 @@ In a process of its own, as a user does, where that is the point (`run_script`);
 """
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -30,6 +31,25 @@ QUICK = dict(
     eval_every_online=20, eval_episodes=2, batch_size=8, actor_hidden=(8,), critic_hidden=(8,),
     value_hidden=(8,), n_actions=2, threads=1, device="cpu",
 )  # fmt: skip
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the same tests with more repetitions")
+    parser.addoption("--chance", default="0", help="seed of the moments that tests draw at random")
+
+
+@pytest.fixture(scope="session")
+def long(request) -> bool:
+    """Whether there is time for many repetitions, with other seeds and moments."""
+    return request.config.getoption("--long")
+
+
+@pytest.fixture
+def chance(request) -> random.Random:
+    """What a test draws at random; a failed one shows the seed."""
+    seed = request.config.getoption("--chance")
+    print(f"drawn with --chance {seed}")
+    return random.Random(f"{seed} {request.node.name}")
 
 
 @pytest.fixture(params=SCRIPTS)

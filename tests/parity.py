@@ -10,17 +10,19 @@ holds episodes and what the reference made of them; the script's loading of data
 the same.
 
 Exit status 0: all within the tolerances, or a fixture asks for a setting that the scripts
-deliberately do not offer, which is named. 1: beyond the tolerances. 2: a file that cannot be used.
+deliberately do not offer, which is named. 1: beyond the tolerances. 2: a file that cannot be used,
+be it damaged or made to do harm: pickles are not read, and of what is read no more than the file's
+size and a few updates of small networks justify.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import sys
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterator
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -37,6 +39,10 @@ from benchmarks import convert
 
 Arrays = dict[str, np.ndarray]
 PRECISIONS = {"f64": torch.float64, "f32": torch.float32}
+# What a file may ask for; beyond that it is damaged, or is to fill the memory or to take for ever.
+MOST_EXPANSION = 100  # bytes of arrays per byte of the file; random numbers take more, not less
+MOST_STEPS = 1000  # updates
+MOST_NUMBERS = 2**22  # that one layer gives for all actions of a batch
 
 
 class Unusable(Exception):
@@ -100,6 +106,10 @@ class Problem:
         columns = [torch.tensor(arrays[f"batch/{name}"], dtype=dtype) for name in names]
         batch = script.Batch(*(x if x.ndim == 2 else x[:, None] for x in columns))
         args = script.Args(**cls.flags(settings, arrays))
+        widths = (*args.actor_hidden, *args.critic_hidden, *getattr(args, "value_hidden", ()), 1)
+        size = len(batch.obs) * (1 + 3 * getattr(args, "n_actions", 1)) * max(widths)
+        if size > MOST_NUMBERS:
+            raise Unusable(f"too large: {size} numbers in a layer, at most {MOST_NUMBERS}")
         agent = script.Agent(args, batch.obs.shape[1], batch.actions.shape[1], "cpu").to(dtype)
         return cls(agent, batch)
 
@@ -382,10 +392,19 @@ def check_shapes(draws: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -
 
 
 def hidden_widths(arrays: Arrays, network: str) -> tuple[int, ...]:
+    """As its biases and kernels tell: an agent is as large as they are, whatever else is said."""
     n_layers = sum(
         re.fullmatch(rf"w0/{network}/dense\d+/bias", name) is not None for name in arrays
     )
-    return tuple(len(arrays[f"w0/{network}/dense{i}/bias"]) for i in range(n_layers - 1))
+    width = arrays["batch/observations"].shape[1]
+    width += 0 if network in ("actor", "v") else arrays["batch/actions"].shape[1]
+    widths = []
+    for layer in (f"{network}/dense{i}" for i in range(n_layers)):
+        shape = (width, width := len(arrays[f"w0/{layer}/bias"]))
+        if (found := arrays[f"w0/{layer}/kernel"].shape) != shape:
+            raise Unusable(f"the kernel of {layer} has the shape {found}, not {shape}")
+        widths.append(width)
+    return tuple(widths[:-1])
 
 
 # A new script needs a class like those above, and its kinds of fixtures here.
@@ -423,10 +442,12 @@ def compare_updates(
         set_weights(parameters, tensors("w0/"))
         # By the last result: noise is not always needed, and a step may have no results.
         last = max(int(name.split("/")[0]) for name in section(arrays, f"{precision}/step"))
+        if last > MOST_STEPS:
+            raise Unusable(f"it has {last} steps, at most {MOST_STEPS}")
         steps = range(1, last + 1)
         noises = {step: problem.noise(tensors(f"noise/step{step}/")) for step in steps}
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
-        raise Unusable(f"not complete: {type(error).__name__}: {error}") from error
+        raise Unusable(f"not complete: {one_line(error)}") from error
 
     worst = {kind: Worst() for kind in ("losses", "values", "gradients", "weights")}
     saturated = False  # and ever after: the weights have moved
@@ -483,10 +504,10 @@ def set_weights(parameters: dict[str, Tensor], weights: dict[str, Tensor]) -> No
         raise Unusable(f"its weights {sorted(unknown)} have no counterpart in the script")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            value = weights[name].T if name.endswith("kernel") else weights[name]
-            if value.shape != parameter.shape:
-                raise Unusable(f"{name} has the shape {tuple(weights[name].shape)}")
-            parameter.copy_(value)
+            value = weights[name]
+            if value.shape != as_stored(name, parameter).shape:
+                raise Unusable(f"{name} has the shape {tuple(value.shape)}")
+            parameter.copy_(value.T if name.endswith("kernel") else value)
 
 
 def as_stored(name: str, tensor: Tensor) -> np.ndarray:
@@ -523,10 +544,12 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
         env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (obs_dim,)))
         env.env = SimpleNamespace(action_space=box)
         env.spec = SimpleNamespace(max_episode_steps=case_meta.get("max_episode_steps"))
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # that actions are clipped: so they are there
-            rows = script.load_episodes(args, data, env)
+        try:
+            told = io.StringIO()  # that actions are clipped: so they are there
+            with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+                rows = script.load_episodes(args, data, env)
+        except SystemExit as error:  # refused
+            raise Unusable(told.getvalue()) from error
         names = "observations actions rewards next_observations terminals mc_returns".split()
         names[4] = "dones" if kind == "hand" else names[4]
         reference, widths = section(arrays, "out/"), [obs_dim, action_dim, 1, obs_dim, 1, 1]
@@ -551,6 +574,8 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
 def demonstrations(arrays: Arrays, case_meta: dict) -> list[Arrays]:
     """The experts' trajectories, then the others, in the order in which the authors take them."""
     numbered = [("expert", case_meta["n_expert"]), ("bc", case_meta["n_bc"])]
+    if max(n for _, n in numbered) > len(arrays):
+        raise Unusable(f"{numbered} are more trajectories than are there")
     return [section(arrays, f"{kind}{i}/") for kind, n in numbered for i in range(n)]
 
 
@@ -591,62 +616,87 @@ class Scripted:
 
 def read(path: str) -> tuple[dict, Arrays]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+            entries = file.zip.infolist()
+            size = content.seek(0, os.SEEK_END)
+            if sum(entry.file_size for entry in entries) > MOST_EXPANSION * size:
+                raise ValueError(f"its arrays are more than {MOST_EXPANSION} times its size")
+            # zipfile does not compare the number of entries with that in the file's last 22 bytes,
+            # and numpy has checksums compared only where it reads an array to its end.
+            content.seek(size - 12)
+            if int.from_bytes(content.read(2), "little") != len(entries):
+                raise ValueError("its directory is damaged")
+            if damaged := file.zip.testzip():
+                raise ValueError(f"{damaged} is damaged")
             arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biufU" or not array.size or not name.isprintable():
+                raise ValueError(f"{name!r} ({array.dtype}, {array.shape}) holds no numbers")
         return json.loads(str(arrays.pop("meta"))), arrays
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Unusable(f"not a fixture: {error}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise Unusable(f"a broken file: {error}") from error
+    except Exception as error:  # whatever zipfile, zlib, numpy or json may raise about such a file
+        raise Unusable(f"not a fixture: {one_line(error)}") from error
+
+
+def one_line(reason: Exception) -> str:
+    """Its text and, where that is not our own, its kind; the text may quote all that a file has."""
+    kind = "" if isinstance(reason, Unusable | NotOffered) else f"{type(reason).__name__}: "
+    line = " ".join(f"{kind}{reason!s:.300}".split())
+    return line.encode("ascii", "backslashreplace").decode()
 
 
 def check(script: ModuleType, path: str) -> int:
     """Compares one fixture, prints the result, and returns the exit status."""
     try:
-        meta, arrays = read(path)
-        if "calc" in meta:
-            return check_all_returns(script, path, meta, arrays)
-        kind = meta.get("kind")
-        if kind not in SCRIPTS_OF_KIND:
-            raise Unusable(f"not a fixture of any script here: its kind is {kind}")
-        if script.__name__ not in SCRIPTS_OF_KIND[kind]:
-            right = " and ".join(f"{name}.py" for name in SCRIPTS_OF_KIND[kind])
-            raise Unusable(f"of the kind {kind}, which belongs to {right}")
-        precisions = [p for p in PRECISIONS if section(arrays, f"{p}/")]
-        if not precisions:
-            raise Unusable("it has no results, neither f32 nor f64")
-        status = 0
-        for precision in precisions:
-            worst = compare_updates(script, meta, arrays, precision)
-            errors = ", ".join(f"{kind} {error.relative:.1e}" for kind, error in worst.items())
-            beyond = [(k, error) for k, error in worst.items() if not error.excess <= 1]
-            verdict = "; ".join(f"{k} ({e.where}): {e.excess:.1e} tolerances" for k, e in beyond)
-            print(f"{path} {precision}: {errors}: {'BEYOND: ' + verdict if beyond else 'ok'}")
-            status = 1 if beyond else status
-        return status
+        # A number that is inf is beyond; no library shall say more about it.
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            return compare(script, path, *read(path))
     except NotOffered as reason:
-        print(f"{path}: not offered, not compared: {reason}")
+        print(f"{path}: not offered, not compared: {one_line(reason)}")
         return 0
-    except Unusable as reason:
-        print(f"{path}: not usable with {script.__name__}.py: {reason}")
+    except Exception as reason:  # an array or a setting may have any name, type and shape
+        print(f"{path}: not usable with {script.__name__}.py: {one_line(reason)}")
         return 2
 
 
+def compare(script: ModuleType, path: str, meta: dict, arrays: Arrays) -> int:
+    if "calc" in meta:
+        return check_all_returns(script, path, meta, arrays)
+    kind = meta.get("kind")
+    if kind not in SCRIPTS_OF_KIND:
+        raise Unusable(f"not a fixture of any script here: its kind is {kind}")
+    if script.__name__ not in SCRIPTS_OF_KIND[kind]:
+        right = " and ".join(f"{name}.py" for name in SCRIPTS_OF_KIND[kind])
+        raise Unusable(f"of the kind {kind}, which belongs to {right}")
+    precisions = [p for p in PRECISIONS if section(arrays, f"{p}/")]
+    if not precisions:
+        raise Unusable("it has no results, neither f32 nor f64")
+    status = 0
+    found = [compare_updates(script, meta, arrays, precision) for precision in precisions]
+    for precision, worst in zip(precisions, found):  # all is done before a line is printed
+        errors = ", ".join(f"{kind} {error.relative:.1e}" for kind, error in worst.items())
+        beyond = [(k, error) for k, error in worst.items() if not error.excess <= 1]
+        verdict = "; ".join(f"{k} ({e.where}): {e.excess:.1e} tolerances" for k, e in beyond)
+        print(f"{path} {precision}: {errors}: {'BEYOND: ' + verdict if beyond else 'ok'}")
+        status = 1 if beyond else status
+    return status
+
+
 def check_all_returns(script: ModuleType, path: str, meta: dict, arrays: Arrays) -> int:
-    status, largest = 0, 0.0
+    status, largest, lines = 0, 0.0, []
     for case in return_cases(arrays):
         try:
             worst = check_returns(script, meta, arrays, case)
             largest = max(largest, worst.relative)
             if not worst.excess <= 1:
-                print(f"{path} {case}: {worst.where} {worst.relative:.1e}: BEYOND")
+                lines.append(f"{path} {case}: {worst.where} {worst.relative:.1e}: BEYOND")
                 status = 1
         except NotOffered as reason:
-            print(f"{path}: not offered, not compared: {reason}")
+            lines.append(f"{path}: not offered, not compared: {one_line(reason)}")
         except Unusable as reason:
-            print(f"{path} {case}: BEYOND: {reason}")
+            lines.append(f"{path} {case}: BEYOND: {one_line(reason)}")
             status = 1
-    print(f"{path}: returns and rows {largest:.1e}: {'BEYOND' if status else 'ok'}")
+    lines.append(f"{path}: returns and rows {largest:.1e}: {'BEYOND' if status else 'ok'}")
+    print(*lines, sep="\n")
     return status
 
 

@@ -125,7 +125,9 @@ def test_alone_in_an_empty_folder(script, tmp_path):
     assert "plot.py" in done.stdout.splitlines()[-1], "how to draw the curves"
 
     run_dir = tmp_path / "runs" / f"{script}-swing-up-s0"
-    assert json.loads((run_dir / "args.json").read_text())["commit"].startswith("fatal: not a git repo")
+    assert json.loads((run_dir / "args.json").read_text())["commit"].startswith(
+        "fatal: not a git repo"
+    )
     scalars = read_events(run_dir)
     for (_, score), (_, total) in zip(scalars["eval/score"], scalars["eval/return"]):
         assert score == pytest.approx((total - low) / (high - low), rel=1e-4)

@@ -63,8 +63,28 @@ class Toy(gym.Env):
         return self.observe(), float(success) - 1, success, False, {"success": success}
 
 
+class Trouble(Toy):
+    """A Toy that cuts its episodes short itself, and with which a test can `meddle`: what reset and
+    step would return goes through that function, which is told the environment, too."""
+
+    episode = -1  # counted over all environments; 0 is the trial before a run begins
+    meddle = staticmethod(lambda env, result: result)
+
+    def reset(self, *, seed=None, options=None):
+        Trouble.episode += 1
+        self.step_number, self.limit = 0, LIMIT
+        return Trouble.meddle(self, super().reset(seed=seed, options=options))
+
+    def step(self, action):
+        self.step_number += 1
+        *result, _, info = super().step(action)
+        return Trouble.meddle(self, (*result, self.step_number >= self.limit, info))
+
+
 gym.register("Toy-v0", Toy, max_episode_steps=LIMIT)
 gym.register("DictToy-v0", Toy, max_episode_steps=LIMIT, kwargs={"dict_observations": True})
+gym.register("Trouble-v0", Trouble)
+gym.register("DictTrouble-v0", Trouble, kwargs={"dict_observations": True})
 
 
 def play(env: gym.Env, episodes: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
