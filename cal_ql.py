@@ -34,7 +34,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
@@ -566,10 +565,11 @@ def main() -> None:
     print(f"{SCRIPT}: row '{record['row']}', {device}, {run_dir}", flush=True)
     done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[], rows={}, logged=-1)
     checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
-    files = [checkpoint, checkpoint.with_suffix(".previous")] if args.resume else []
-    for path in (files := [path for path in files if path.exists()]):
-        try:  # testzip names what is damaged: torch does not look at checksums
-            state = zipfile.ZipFile(path).testzip() or torch.load(path, device, weights_only=True)
+    files = sorted(run_dir.glob("checkpoint.p*"), reverse=True) * bool(args.resume)
+    for path in files:  # .pt, .previous; the last 32 bytes are a hash of the others
+        try:
+            intact = hashlib.sha256((content := path.read_bytes())[:-32]).digest() == content[-32:]
+            state = torch.load(io.BytesIO(content), device, weights_only=True) if intact else {}
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             vars(done).update(state["done"])
@@ -592,7 +592,7 @@ def main() -> None:
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"done": vars(done), "ring": buffer.ring[online % len(buffer.ring)]}
         torch.save(state, content := io.BytesIO())
-        write(checkpoint, content.getbuffer())
+        write(checkpoint, content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
         RUN["saved"] = f"step {done.x}, see --resume"
 
     writer = SummaryWriter(run_dir, purge_step=done.logged + 1)  # what a killed run did beyond

@@ -438,7 +438,7 @@ def flip_a_bit(content: bytes, chance: random.Random) -> bytes:
     """In one of the tensors: the rest is whole, and so is the file's structure."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         tensors = [member for member in file.infolist() if "/data/" in member.filename]
-    member = chance.choice(tensors)
+    member = chance.choice([member for member in tensors if member.file_size])
     sizes = content[member.header_offset + 26 :][:4]  # of the name, and of what follows it
     first = member.header_offset + 30 + sum(struct.unpack("<HH", sizes))
     at = first + chance.randrange(member.file_size)
