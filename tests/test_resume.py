@@ -120,7 +120,9 @@ def start(script: str, line: list[str], folder: Path, moment=None, tick=0, log_e
 def finish(child, folder: Path) -> tuple[int, str]:
     """Waits for the end of a life: its status and what it printed."""
     child.join(300)
-    return child.exitcode, (folder / "output.txt").read_text()
+    status = child.exitcode
+    child.kill()  # if it hangs: the status is None then
+    return status, (folder / "output.txt").read_text()
 
 
 def words_for(line: list[str], folder: Path) -> list[str]:
@@ -576,10 +578,12 @@ def test_second_run_in_a_folder(undisturbed, toy_file, tmp_path):
     """Refused, new or continued, while the first one lives; then at once accepted."""
     line = [*quick(ONE, dataset=toy_file), "--run-dir", "run"]
     first = start(ONE, line, tmp_path, ("update", 60, "hangs"))
-    assert [first.ear.recv(), first.ear.recv()] == ["trains", "hangs"]
-    for second in (line, ["--resume", "run"], line):
-        assert "run" in refused(tmp_path, second)
-    first.kill()
+    try:
+        assert [first.ear.recv(), first.ear.recv()] == ["trains", "hangs"]
+        for second in (line, ["--resume", "run"], line):
+            assert "run" in refused(tmp_path, second)
+    finally:
+        first.kill()
     assert finish(first, tmp_path)[0] == -KILL
     assert_same_run(undisturbed(ONE), run_lives(ONE, [], tmp_path))
 
