@@ -24,7 +24,7 @@ Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online wha
 
 import copy
 import hashlib
-import importlib
+import importlib.metadata
 import io
 import json
 import math
@@ -36,7 +36,6 @@ import threading
 import time
 from collections import namedtuple
 from dataclasses import asdict, dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -240,13 +239,16 @@ class Agent(nn.Module):
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
 LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none, or is a run at work there?"}
+PEEK = """import faulthandler, h5py, json, sys; faulthandler.dump_traceback_later(10, exit=True)
+attrs = {k: v for k, v in h5py.File(sys.argv[1]).attrs.items() if k[:4] in ("env_", "ref_")}
+print(json.dumps(attrs, default=lambda v: getattr(v, "decode", v.tolist)()))"""
 # B transitions: obs, next_obs (B, obs), actions (B, act) in [-1, 1]; the others are columns (B, 1),
 # to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
 Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
 
 def require(good: bool, problem: str) -> None:  # else the program ends: one line, status 2
     if not good:
-        print("\n" * sys.stdout.isatty() + f"{SCRIPT}: {problem}", file=sys.stderr)
+        print("\n" * sys.stdout.isatty() + SCRIPT + ":", *problem[:999].split(), file=sys.stderr)
         sys.exit(2)
 
 class ReplayBuffer:  # the dataset, and a ring of online rows; offline_share -1: both in the ring
@@ -295,25 +297,27 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition: that of a
     path, or of a name of D4RL's, downloaded if need be and with D4RL's scores."""
     data, path, key, attributes = {}, name, "file", {}
-    kinds = dict(env_id=str, env_kwargs=str, ref_min_score=float, ref_max_score=float)
     keys = "observations", "actions", "rewards", "terminals", "timeouts", "next_observations"
     try:
         if not os.path.isfile(name):  # what knows D4RL's names lies beside the script
             path, attributes = importlib.import_module("benchmarks.datasets").find(name)
         with open(path, "rb") as content, h5py.File(path) as file:
             attributes["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-            for key in sorted(kinds.keys() & file.attrs.keys()):
-                attributes[key] = kinds[key](file.attrs[key])
+            links = [k for k in file if not isinstance(file.get(k, getlink=True), h5py.HardLink)]
+            require(not links, f"--dataset {path}: {links!r:.99} are links; copy what they mean")
             for key in [key for i, key in enumerate(keys) if i < 4 or key in file]:
-                array, most = file[key], 1100 if file[key].chunks else 1  # gzip saves no more
-                foreign = array.is_virtual or array.external or array.file.filename != file.filename
-                if foreign or array.nbytes > most * array.id.get_storage_size():
-                    raise ValueError("in another file, or more numbers than are stored")
+                array, most = file[key], 25 * os.path.getsize(path)  # 100 times the file
+                zips = array.id.get_create_plist().get_nfilters() - array.shuffle - array.fletcher32
+                huge = max(math.prod(array.shape), math.prod(array.chunks or ())) > most
+                if array.is_virtual or array.external or huge or zips > 1:
+                    raise ValueError("in another file, or too huge for this one, or packed twice")
                 data[key] = array.astype(np.float32)[()]  # half the memory of float64
+        key, peek = "env_*, ref_* attributes", [sys.executable, "-c", PEEK, path]  # h5py may hang
+        attributes |= json.loads(subprocess.run(peek, capture_output=True).stdout)
+        low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
+        require(-1e9 < low < high - 1e-6 < 1e9, f"--dataset {path}: ref_min_score not below max")
     except Exception as error:  # whatever h5py may raise about a damaged file
         require(False, f"--dataset {path}: {key}: {error!r}; see 'Your own data' in the README")
-    low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
-    require(-1e9 < low < high - 1e-6 < 1e9, f"--dataset {path}: ref_min_score must be below max")
     return data, attributes
 
 def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
@@ -326,9 +330,7 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
         shape = (n, *shapes.get(key.removeprefix("next_"), ()))
         array = data[key] = array[:, 0] if array.shape == (*shape, 1) else array
         good = n and array.shape == shape and -1e9 < array.min() <= array.max() < 1e9
-        require(
-            good, f"{where} {key} {array.shape} must be {shape} numbers below 1e9; see --env-id"
-        )
+        require(good, f"{where} {key} {array.shape} must be {shape} numbers < 1e9; see --env-id")
     obs, actions, terminations = data["observations"], data["actions"], data["terminals"] != 0
     outside = ((actions < box.low - 1e-4) | (actions > box.high + 1e-4)).mean()
     require(outside < 0.5, f"{where} {outside:.0%} of actions outside the action box; rescale them")
@@ -380,7 +382,7 @@ def run_episode(agent: "Agent", env: gym.Env, k: int, generator=None) -> tuple[t
             steps.append((obs, action, float(reward), next_obs, float(terminated)))
             for key in info.keys() & {"success", "is_success", "goal_achieved"}:
                 success = np.fmax(success, float(info[key]))
-            numbers = np.append(np.stack([obs, next_obs]), [reward, np.nan_to_num(success)])
+            numbers = np.append([obs, next_obs], [reward, terminated, np.nan_to_num(success)])
             if not np.abs(numbers).max() < 1e9 or "signal" in RUN or len(steps) == 100_000:
                 raise ValueError("a number is NaN or beyond 1e9, or no end in 100,000 steps")
             obs, over = next_obs, bool(terminated or truncated)
@@ -427,7 +429,8 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
         git = subprocess.getoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
         record = {"script": SCRIPT, "row": row, "settings": asdict(args), "commit": git}
-        record["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
+        found = importlib.metadata.distributions()
+        record["versions"] = {d.name: d.version for d in found} | {"python": sys.version}
         record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
     digest = hashlib.sha256(json.dumps(record["settings"]).encode()).hexdigest()
     require(record.setdefault("settings_sha256", digest) == digest, "--resume: restore args.json")
@@ -441,7 +444,6 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
     require(args.offline_share in (-1, abs(args.offline_share)), "--offline-share: -1 or from 0 on")
     require(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: no CUDA; use cpu")
-    require(args.offline_steps + args.online_steps, "--offline-steps and --online-steps are both 0")
     return args, record
 
 def write(path: Path, content: bytes) -> None:  # all or nothing; a previous checkpoint is kept
@@ -529,16 +531,15 @@ def main() -> None:
     RUN["folder"] = run_dir = Path(args.resume or args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     _lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)  # it dies with the process
-    begun, finished = ((run_dir / name).exists() for name in ("args.json", "summary.json"))
-    advice = "finished; take another" if finished else f"unfinished; use --resume {run_dir}"
-    require(args.resume or not begun, f"--run-dir {run_dir}: holds a run, {advice}")
+    begun = not args.resume and (run_dir / "args.json").exists()
+    require(not begun, f"--run-dir {run_dir}: holds a run; take another, or --resume {run_dir}")
     if not args.resume:
         write(run_dir / "args.json", json.dumps(record, indent=2).encode())
     print(f"{SCRIPT}: row '{record['row']}', {device}, {run_dir}", flush=True)
     done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[], rows={}, logged=-1)
     checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
-    files = sorted(run_dir.glob("checkpoint.p*"), reverse=True) * bool(args.resume)
-    for path in files:  # .pt, .previous; the last 32 bytes are a hash of the others
+    files = [path for path in (checkpoint, checkpoint.with_suffix(".previous")) if path.exists()]
+    for path in files * bool(args.resume):  # the last 32 bytes are a hash of the others
         try:
             intact = hashlib.sha256((content := path.read_bytes())[:-32]).digest() == content[-32:]
             state = torch.load(io.BytesIO(content), device, weights_only=True) if intact else {}
@@ -579,13 +580,14 @@ def main() -> None:
     write(run_dir / "summary.json", json.dumps(summary, indent=2).replace("NaN", "null").encode())
     for phase, result in summary.items():
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
-    print(f"curves: python benchmarks/plot.py {run_dir}")
-    if (plot := HERE / "benchmarks" / "plot.py").exists():
-        subprocess.run([sys.executable, str(plot), str(run_dir)])
+    print(f"curves: python benchmarks/plot.py {run_dir}", flush=True)
+    subprocess.run([sys.executable, HERE / "benchmarks/plot.py", run_dir], stderr=subprocess.PIPE)
 
 if __name__ == "__main__":
     threading.excepthook = lambda *_: None  # TensorBoard's thread: main gets its error, too
     try:
         main()
-    except (OSError, MemoryError, FloatingPointError) as error:
+    except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise  # a mistake in the code, not a lack of memory: show where
         require(False, f"--run-dir {RUN['folder']}: {error}; last good checkpoint: {RUN['saved']}")

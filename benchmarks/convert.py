@@ -35,7 +35,7 @@ from numpy.lib import format as npy
 from tyro.conf import Positional
 
 from benchmarks import tasks
-from benchmarks.datasets import d4rl_tables, folder
+from benchmarks.datasets import attributes_of, d4rl_tables, folder
 
 Arrays = dict[str, np.ndarray]
 AXES = dict(observations=2, actions=2, rewards=1, terminals=1, timeouts=1, next_observations=2)
@@ -126,7 +126,8 @@ def write(out: Path, data: Arrays, attributes: dict) -> None:
             for key, array in data.items():
                 options = dict(compression="gzip", shuffle=True, fletcher32=True)
                 file.create_dataset(key, data=array, **options)
-            file.attrs.update(attributes)
+            for key, value in attributes.items():  # a text of any length would have no checksum
+                file.attrs[key] = np.bytes_(value.encode()) if isinstance(value, str) else value
         os.replace(unfinished, out)
     finally:
         with contextlib.suppress(OSError):
@@ -519,7 +520,7 @@ class Ends(Common):
 
     def convert(self) -> tuple[Arrays, dict, list[str]]:
         with reading(self.file), h5py.File(self.file) as file:
-            arrays, attributes = arrays_of(file), dict(file.attrs)
+            arrays, attributes = arrays_of(file), attributes_of(file)
             keys = [key for i, key in enumerate(AXES) if i < 4 or key in arrays]
             data = checked(self.file, {key: load(self.file, arrays, key) for key in keys})
             for key, array in arrays.items():

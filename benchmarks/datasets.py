@@ -83,12 +83,17 @@ def find(name: str) -> tuple[Path, dict]:
         raise OSError(f"the timeouts of {name} are not where its episodes end; {how}")
     try:
         with h5py.File(path) as file:
-            env_id = file.attrs.get("env_id")
+            env_id = attributes_of(file).get("env_id")
     except OSError as error:
         raise OSError(f"{path} is damaged ({error}); delete it to have it made again") from error
     found = known(name)
     # Scores say something about the task that they belong to alone.
     return path, found if env_id in (None, found.get("env_id")) else {}
+
+
+def attributes_of(file: h5py.File) -> dict:
+    """Those of the file, texts as such: h5py gives those of one length as bytes."""
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in file.attrs.items()}
 
 
 def download(url: str, path: Path) -> None:

@@ -216,10 +216,10 @@ def main() -> None:
         for key, array in data.items():
             options = dict(compression="gzip", shuffle=True, fletcher32=True)
             file.create_dataset(key, data=array, **options)
-        file.attrs["env_id"] = ENV_ID
-        file.attrs["env_kwargs"] = json.dumps(kwargs)
-        file.attrs["generator"] = "benchmarks/pointmaze.py"
-        file.attrs["versions"] = json.dumps(versions)
+        texts = dict(env_id=ENV_ID, env_kwargs=json.dumps(kwargs), versions=json.dumps(versions))
+        texts["generator"] = "benchmarks/pointmaze.py"
+        for key, text in texts.items():
+            file.attrs[key] = np.bytes_(text)  # of one length: others have no checksum
         for key, value in settings.items():
             file.attrs[key] = value
     os.replace(f"{args.out}.tmp", args.out)

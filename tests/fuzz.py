@@ -31,9 +31,10 @@ import resource
 import struct
 import sys
 import tempfile
+import traceback
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,7 @@ ONE = "cql"  # loading lies in Part II alone
 PATIENCE = 60  # seconds for a load, most of which take some hundredths
 SLACK = 64 << 20  # bytes of memory for any file, and for each byte of the file:
 EXPANSION = 1200
+LONGEST = 2000  # characters of a line
 CEILING = 8 << 30  # bytes that a child may ask for at all, for the sake of the machine
 
 
@@ -248,28 +250,11 @@ def damage_pickle(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     return content[:at] + code + content[ends[i] :], f"{kind} {old!r} at {at} is {new!r}"
 
 
-def changes(kind: type["Kind"], samples: list[Sample], seed: int, number: int):
-    """What a number stands for: a sample, what is written in the place of its file and of that
-    which was before it, whether other numbers may come of it, and what was done."""
-    rng = random.Random(f"{kind.__name__} {seed} {number}")
-    [sample] = rng.choices(samples, [sample.weight for sample in samples])
-
-    def one(content: bytes) -> tuple[bytes, bool, str]:
-        if kind.zipped and rng.random() < 0.4:
-            content, told = damage_behind_checksums(rng, content)
-            return content, kind.own_checksum, told
-        content, told = damage(rng, content, sample.sizes)
-        return content, sample.checked, told
-
-    content, checked, told = one(sample.content)
-    files = [content]
-    if sample.previous and (case := rng.randrange(3)):
-        files.append(sample.previous)
-        told += "; checkpoint.previous is there"
-        if case == 2:
-            files[1], _, more = one(sample.previous)
-            told += f", too, {more}"
-    return sample, files, checked, f"{sample.name}: {told}"
+class Change(NamedTuple):
+    sample: Sample
+    files: list[bytes]  # what is in the place of the sample, and of the checkpoint before it
+    checked: bool  # whether other numbers must be noticed
+    told: str  # what was done
 
 
 # --- Loading, in a child --------------------------------------------------------------------------
@@ -285,6 +270,29 @@ class Kind:
     @staticmethod
     def samples(folder: Path) -> list[Sample]:
         raise NotImplementedError
+
+    @classmethod
+    def change(cls, samples: list[Sample], seed: int, number: int) -> Change:
+        """What a number stands for."""
+        rng = random.Random(f"{cls.__name__} {seed} {number}")
+        [sample] = rng.choices(samples, [sample.weight for sample in samples])
+
+        def one(content: bytes) -> tuple[bytes, bool, str]:
+            if cls.zipped and rng.random() < 0.4:
+                content, told = damage_behind_checksums(rng, content)
+                return content, cls.own_checksum, told
+            content, told = damage(rng, content, sample.sizes)
+            return content, sample.checked, told
+
+        content, checked, told = one(sample.content)
+        files = [content]
+        if sample.previous and (case := rng.randrange(3)):
+            files.append(sample.previous)
+            told += "; checkpoint.previous is there"
+            if case == 2:
+                files[1], _, more = one(sample.previous)
+                told += f", too, {more}"
+        return Change(sample, files, checked, f"{sample.name}: {told}")
 
     def write(self, sample: Sample, files: list[bytes]) -> None:
         self.path.write_bytes(files[0])
@@ -305,6 +313,10 @@ class Kind:
     def lines(self, outcome: str) -> range:
         """How many lines may be printed on stderr."""
         return range(1, 2) if outcome == "refused" else range(0, 1)
+
+    def named(self, line: str) -> bool:
+        """Whether a line tells what was refused."""
+        return self.path.stem in line
 
 
 class Hdf5(Kind):
@@ -487,7 +499,7 @@ def forget_the_most() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def try_one(kind: Kind, change: tuple, expected: dict, printed: Printed) -> str:
+def try_one(kind: Kind, change: Change, expected: dict, printed: Printed) -> str:
     """Loads a damaged file; the outcome."""
     sample, files, checked, _ = change
     kind.write(sample, files)
@@ -505,65 +517,59 @@ def try_one(kind: Kind, change: tuple, expected: dict, printed: Printed) -> str:
         other = not checked and kind.plausible(found, expected["same"])
         outcome = [*same, "changed" if other else "other data, and nothing said"][0]
     used, lines = memory("VmHWM") - before, printed.errors()
-    named = lines and str(kind.path.stem) in lines[-1]
-    if len(lines) not in kind.lines(outcome) or (outcome == "refused" and not named):
+    named = lines and kind.named(lines[-1])
+    good = len(lines) in kind.lines(outcome) and max(map(len, lines), default=0) < LONGEST
+    if not good or (outcome == "refused" and not named):
         outcome += f" with the lines {lines}"
     justified = SLACK + EXPANSION * max(map(len, files))
     return outcome if used <= justified else f"{used >> 20} MB of memory, {outcome}"
 
 
-def serve(connection, kind: type[Kind], samples: list[Sample], seed: int, numbers: list[int]):
-    """Body of a child: does the given numbers one after the other, and tells before what it does
-    and after what came of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        warnings.simplefilter("always")  # not once only: each is a line too many
-        loader, printed = kind(), Printed()
-        expected = {sample.name: loader.expected(sample) for sample in samples}
-        resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + CEILING, -1))
-        connection.send("ready")
-        for number in numbers:
-            change = changes(kind, samples, seed, number)
-            connection.send(change[-1])
-            connection.send(try_one(loader, change, expected[change[0].name], printed))
-
-
-def make_samples(connection, kind: type[Kind], folder: Path) -> None:
-    """Body of a child: some files are made by whole runs."""
-    Printed()
-    connection.send(kind.samples(folder))
+def serve(connection, kind: type[Kind], folder: Path, samples, seed: int, numbers: list[int]):
+    """Body of a child: makes the samples unless it is given them, and does the given numbers one
+    after the other. It tells before what it does, and after what came of it."""
+    printed = Printed()
+    try:
+        samples = samples or kind.samples(folder)
+        connection.send(samples)
+        with tempfile.TemporaryDirectory() as own:
+            os.chdir(own)
+            warnings.simplefilter("always")  # not once only: each is a line too many
+            loader = kind()
+            expected = {sample.name: loader.expected(sample) for sample in samples}
+            resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + CEILING, -1))
+            for number in numbers:
+                change = kind.change(samples, seed, number)
+                connection.send(change.told)
+                connection.send(try_one(loader, change, expected[change.sample.name], printed))
+    except BaseException:  # our own, and not of a load
+        connection.send(RuntimeError(traceback.format_exc()))
 
 
 def ask(connection, patience: float):
-    """The next message of a child. Raises: TimeoutError, EOFError where the child has died."""
+    """The next message of a child. Raises: TimeoutError; EOFError where it has died."""
     if not connection.poll(patience):
         raise TimeoutError
-    return connection.recv()
-
-
-def start(body, *args):
-    """A child and the connection to it."""
-    here, there = SERVER.Pipe()
-    child = SERVER.Process(target=body, args=(there, *args), daemon=True)
-    child.start()
-    there.close()
-    return child, here
+    message = connection.recv()
+    if isinstance(message, RuntimeError):
+        raise message
+    return message
 
 
 def fuzz(
-    kind: type[Kind], numbers: list[int], seed: int, folder: Path, patience: float = PATIENCE
+    kind: type[Kind], numbers: Iterable[int], seed: int, folder: Path, patience: float = PATIENCE
 ) -> Iterator[Result]:
     """The results of the given numbers, each of which stands for a change of a file."""
-    child, connection = start(make_samples, kind, folder)
-    samples = ask(connection, 10 * PATIENCE)
-    child.join()
-    numbers = collections.deque(numbers)
+    numbers, samples = collections.deque(numbers), None
     while numbers:
-        child, connection = start(serve, kind, samples, seed, [*numbers])
-        ask(connection, 10 * PATIENCE)
-        alive = True
+        connection, there = SERVER.Pipe()
+        work = (there, kind, folder, samples, seed, [*numbers])
+        child = SERVER.Process(target=serve, args=work, daemon=True)
+        child.start()
+        there.close()
+        samples, alive = ask(connection, 10 * PATIENCE), True
         while numbers and alive:
-            change = ask(connection, PATIENCE)
+            change = ask(connection, 10 * PATIENCE)
             try:
                 outcome = ask(connection, patience)
             except TimeoutError:

@@ -365,8 +365,12 @@ def test_value_at_the_limit(script, settings):
     assert {name: getattr(args, name) for name in settings} == settings
 
 
-def test_no_steps_at_all(refused, toy_file):
-    refused(quick(ONE, dataset=toy_file, offline_steps=0, online_steps=0), "--offline-steps")
+def test_no_steps_at_all(run_here, tmp_path, toy_file):
+    """That is one evaluation."""
+    line = quick(ONE, dataset=toy_file, offline_steps=0, online_steps=0, run_dir="run")
+    run_here(ONE, *line)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"] == summary["after"] and "dip" not in summary["after"]
 
 
 @pytest.mark.parametrize("line", [["--nonsense"], ["--seed", "x"], ["--seed", "1e3"], ["word"]])
@@ -413,13 +417,13 @@ def unfinish(run_dir):
 
 
 def test_folder_with_a_finished_run(refused, old_run):
-    message = refused(quick(ONE, dataset="toy.hdf5", run_dir="run"), "run")
-    assert "finished" in message and "unfinished" not in message and "--run-dir" in message
+    message = refused(quick(ONE, dataset="toy.hdf5", run_dir="run"), "--run-dir run: holds a run")
+    assert "take another" in message
 
 
 def test_folder_with_an_unfinished_run(refused, old_run):
     unfinish(old_run)
-    message = refused(quick(ONE, dataset="toy.hdf5", run_dir="run"), "unfinished")
+    message = refused(quick(ONE, dataset="toy.hdf5", run_dir="run"), "--run-dir run: holds a run")
     assert "--resume run" in message, "how to continue it"
 
 

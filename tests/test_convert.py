@@ -69,7 +69,7 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
         kinds = {
             key: (file[key].dtype, file[key].compression) for key in convert.AXES if key in file
         }
-        attributes = dict(file.attrs)
+        attributes = datasets.attributes_of(file)
     for key, kind in kinds.items():
         wanted = bool if key in ("terminals", "timeouts") else np.float32
         assert kind == (wanted, "gzip"), key

@@ -13,14 +13,14 @@ from scripts import ROOT
 
 sys.path.append(str(ROOT))  # where a script lies, and so on its path too
 
-from benchmarks import pointmaze
+from benchmarks import datasets, pointmaze
 
 COMMITTED = ROOT / "benchmarks" / "pointmaze.hdf5"
 
 
 def read(path) -> tuple[dict[str, np.ndarray], dict]:
     with h5py.File(path) as file:
-        return {key: file[key][()] for key in file}, dict(file.attrs)
+        return {key: file[key][()] for key in file}, datasets.attributes_of(file)
 
 
 @pytest.fixture(scope="module")

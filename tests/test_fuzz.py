@@ -144,7 +144,7 @@ class Hostile(fuzz.Kind):
         return fuzz.Change(sample, [sample.content], True, sample.name)
 
     def expected(self, sample: fuzz.Sample) -> dict:
-        return {"same": None}
+        return {}
 
 
 class Run:
@@ -168,7 +168,7 @@ def low_level(shape, chunks, n_gzip=0, chunk=b"", kind=h5t.IEEE_F32LE, fill=None
         settings = h5p.create(h5p.DATASET_CREATE)
         settings.set_chunk(chunks)
         if fill is not None:
-            settings.set_fill_value(np.float32(fill))
+            settings.set_fill_value(np.array(fill, "f4"))
         for _ in range(n_gzip):
             settings.set_deflate(9)
         space = h5s.create_simple(shape, len(shape) * (h5s.UNLIMITED,))
@@ -341,6 +341,9 @@ class Datasets(Hostile):
         args.env_id = "" if "env_id" in attributes else "toy:Toy-v0"
         return module.load_episodes(args, data, module.make_env(args, attributes))
 
+    def named(self, line: str) -> bool:
+        return super().named(line) or "--env-id" in line  # it may be the environment's own error
+
 
 # --- Hostile fixtures -----------------------------------------------------------------------------
 
@@ -458,13 +461,8 @@ def with_pickle(content: bytes, pickled: bytes) -> bytes:
     return sealed(zipped(members | {name: pickled}))
 
 
-def without_end(state: dict) -> dict:
-    """A ring of 2^27 rows that takes the memory of one."""
-    return state | {"ring": state["ring"][:1].expand(2**27, -1)}
-
-
 CHECKPOINTS = {
-    "a pickle": lambda content, state, folder: sealed(pickle.dumps(Run(folder))),
+    "a pickle": lambda content, state, folder: sealed(pickle.dumps(Run(folder), 2)),
     "a pickle inside": lambda content, state, folder: with_pickle(
         content, pickle.dumps(Run(folder), 2)),
     "code for the counters": lambda content, state, folder: saved(state | {"done": Run(folder)}),
@@ -473,7 +471,6 @@ CHECKPOINTS = {
     "code beside all": lambda content, state, folder: saved(state | {"more": Run(folder)}),
     "a module": lambda content, state, folder: saved(torch.nn.Linear(2, 2)),
     "a list": lambda content, state, folder: saved([1, 2]),
-    "rows without end": lambda content, state, folder: saved(without_end(state)),
     "rows of another width": lambda content, state, folder: saved(
         state | {"ring": state["ring"][:, 1:]}),
     "nothing": lambda content, state, folder: b"",
@@ -505,7 +502,7 @@ class Checkpoints(Hostile, fuzz.Checkpoint):
 
     def expected(self, sample: fuzz.Sample) -> dict:
         self.write(sample, [sample.previous])
-        return {"same": None, "previous": self.load(sample)}
+        return {"previous": self.load(sample)}
 
 
 # --- What comes of them ---------------------------------------------------------------------------

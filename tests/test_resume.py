@@ -8,18 +8,16 @@ What is drawn at random goes by --chance; with --long there are more kills.
 """
 
 import ast
-import io
+import hashlib
 import itertools
 import multiprocessing
 import os
 import random
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -63,12 +61,13 @@ def places(module: ModuleType) -> dict[str, tuple]:
     }
 
 
-def live(script: str, line: list[str], folder: Path, moment, tick, log_every, parent):
+def live(script: str, line: list[str], folder: Path, moment, tick, log_every, lag, parent):
     """Body of a child: runs a script as a user's call does, and tells the parent when it trains.
 
     moment: the call of a place, counted from 1, and what then happens: a signal, by default
     SIGKILL; an exception; or, if it is a word, the parent is told that and nothing goes on.
     tick: seconds that pass between two looks at the clock, if it is not to be the real one.
+    lag: seconds that each row of the log takes to the disk.
     """
     os.chdir(folder)
     sys.stdout = sys.stderr = open("output.txt", "w", 1)  # by lines, so that no kill loses one
@@ -81,6 +80,8 @@ def live(script: str, line: list[str], folder: Path, moment, tick, log_every, pa
     event_file_writer.time = SimpleNamespace(time=lambda: time.time() + n_lives)
     if tick:
         module.time = SimpleNamespace(time=itertools.count(0, tick).__next__)
+    write = event_file_writer.RecordWriter.write
+    event_file_writer.RecordWriter.write = lambda *args: (time.sleep(lag), write(*args))
     train = module.train
 
     def begin(*args):
@@ -108,10 +109,13 @@ def live(script: str, line: list[str], folder: Path, moment, tick, log_every, pa
     exec(compile(last, script, "exec"), vars(module) | {"__name__": "__main__"})
 
 
-def start(script: str, line: list[str], folder: Path, moment=None, tick=0, log_every=LOG_EVERY):
+def start(
+    script: str, line: list[str], folder: Path, moment=None, tick=0, log_every=LOG_EVERY, lag=0
+):
     """Begins a life: the child, which is heard at its `ear`."""
     ear, mouth = SERVER.Pipe(duplex=False)
-    child = SERVER.Process(target=live, args=(script, line, folder, moment, tick, log_every, mouth))
+    how = moment, tick, log_every, lag, mouth
+    child = SERVER.Process(target=live, args=(script, line, folder, *how))
     child.start()
     child.ear = ear
     return child
@@ -157,10 +161,17 @@ def assert_told(script: str, named: str, status: int, output: str, run_dir: Path
     assert not list(run_dir.glob("*.tmp"))
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Its last 32 bytes are a hash of the others."""
+    content = checkpoint.read_bytes()
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
 def saved_x(run_dir: Path) -> int:
     """The step from which a run would go on; whatever was interrupted, that checkpoint is whole."""
     paths = [run_dir / "checkpoint.pt", run_dir / "checkpoint.previous"]
     for path in [path for path in paths if path.exists()]:
+        assert is_whole(path)
         return torch.load(path, weights_only=True)["done"]["x"]
     return 0
 
@@ -244,6 +255,12 @@ def test_killed_between_evaluations(undisturbed, toy_file, tmp_path):
     moments += [("update", 1), ("update", 2), ("rename", 5), ("sync", 7), ("update", 12)]
     run_dir = run_lives(ONE, quick(ONE, dataset=toy_file), tmp_path, moments, tick=100)
     assert_same_run(undisturbed(ONE), run_dir)
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint(undisturbed, toy_file, tmp_path):
+    """However slow the log is: a checkpoint says that they are, and nobody writes them again."""
+    run_life(ONE, quick(ONE, dataset=toy_file), tmp_path, ("update", 1), lag=0.03)
+    assert_same_run(undisturbed(ONE), run_lives(ONE, [], tmp_path))
 
 
 OTHER_SETTINGS = [
@@ -437,13 +454,7 @@ def test_long_lives_save_every_minute(toy_file, tmp_path, chance):
 
 
 def flip_a_bit(content: bytes, chance: random.Random) -> bytes:
-    """In one of the tensors: the rest is whole, and so is the file's structure."""
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        tensors = [member for member in file.infolist() if "/data/" in member.filename]
-    member = chance.choice([member for member in tensors if member.file_size])
-    sizes = content[member.header_offset + 26 :][:4]  # of the name, and of what follows it
-    first = member.header_offset + 30 + sum(struct.unpack("<HH", sizes))
-    at = first + chance.randrange(member.file_size)
+    at = chance.randrange(len(content))
     return content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
 
 
@@ -534,9 +545,20 @@ def test_killed_while_a_damaged_one_is_replaced(undisturbed, tmp_path, killed, n
     """At no moment is the damaged one all that is left."""
     damage(killed / "checkpoint.pt", "emptied")
     run_life(ONE, [], tmp_path, ("rename", number), damaged=["checkpoint.pt"], tick=100)
-    assert any(map(zipfile.is_zipfile, killed.glob("checkpoint.p*"))), "the whole one is lost"
+    assert any(map(is_whole, killed.glob("checkpoint.p*"))), "the whole one is lost"
     assert finish(start(ONE, ["--resume", "run"], tmp_path), tmp_path)[0] == 0
     assert_same_run(undisturbed(ONE), killed)
+
+
+def test_copies_of_checkpoints_are_left_alone(undisturbed, tmp_path, killed):
+    """What a user has put beside them, under whatever name."""
+    names = ["checkpoint.pt.bak", "checkpoint.pt~", "checkpoint.previous.old", "checkpoint.png"]
+    for name in names:
+        (killed / name).write_bytes((killed / "checkpoint.previous").read_bytes())
+    run_life(ONE, [], tmp_path, ("update", 1), tick=100)
+    assert saved_x(killed) == 29, "the newest"
+    assert {path.name for path in killed.glob("checkpoint.*")} >= {*names}
+    assert_same_run(undisturbed(ONE), run_lives(ONE, [], tmp_path))
 
 
 # --- Signals and an environment that fails --------------------------------------------------------

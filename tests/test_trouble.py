@@ -774,7 +774,7 @@ def test_reference_scores_that_are_none(toy_data, tmp_path, monkeypatch, capsys,
         load_script(ONE).main()
     assert end.value.code == 2
     [message] = capsys.readouterr().err.splitlines()
-    assert "scores.hdf5" in message and "ref_m" in message
+    assert "scores.hdf5" in message and "ref_" in message
     assert [path.name for path in tmp_path.iterdir()] == ["scores.hdf5"]
 
 
