@@ -356,7 +356,7 @@ class Hdf5(Kind):
         module = load_script(ONE)
         data, attributes = module.read_dataset(str(self.path))
         del attributes["sha256"]
-        arrays = {key: torch.from_numpy(array.copy()) for key, array in data.items()}
+        arrays = {key: torch.tensor(array) for key, array in data.items()}
         spaces = [gym.spaces.Box(-1, 1, (n,)) for n in self.widths(sample.content)]
         env = SimpleNamespace(observation_space=spaces[0], spec=SimpleNamespace())
         env.env, env.spec.max_episode_steps = SimpleNamespace(action_space=spaces[1]), toy.LIMIT
