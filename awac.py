@@ -238,10 +238,10 @@ class Agent(nn.Module):
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
-LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none, or is a run at work there?"}
+LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none; is a run at work there?"}
 PEEK = """import faulthandler, h5py, json, sys; faulthandler.dump_traceback_later(10, exit=True)
 attrs = {k: v for k, v in h5py.File(sys.argv[1]).attrs.items() if k[:4] in ("env_", "ref_")}
-print(json.dumps(attrs, default=lambda v: getattr(v, "decode", v.tolist)()))"""
+print(json.dumps(attrs, default=lambda v: getattr(v, "decode", v.tolist)()))"""  # h5py may hang
 # B transitions: obs, next_obs (B, obs), actions (B, act) in [-1, 1]; the others are columns (B, 1),
 # to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
 Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
@@ -294,8 +294,7 @@ def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
     return torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
 
 def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays and attributes of an HDF5 file in D4RL's flat layout, one row a transition: that of a
-    path, or of a name of D4RL's, downloaded if need be and with D4RL's scores."""
+    """Arrays, a row for each transition, and attributes of a path, or what D4RL has of a name."""
     data, path, key, attributes = {}, name, "file", {}
     keys = "observations", "actions", "rewards", "terminals", "timeouts", "next_observations"
     try:
@@ -307,12 +306,12 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
             require(not links, f"--dataset {path}: {links!r:.99} are links; copy what they mean")
             for key in [key for i, key in enumerate(keys) if i < 4 or key in file]:
                 array, most = file[key], 25 * os.path.getsize(path)  # 100 times the file
-                zips = array.id.get_create_plist().get_nfilters() - array.shuffle - array.fletcher32
                 huge = max(math.prod(array.shape), math.prod(array.chunks or ())) > most
+                zips = array.id.get_create_plist().get_nfilters() - array.shuffle - array.fletcher32
                 if array.is_virtual or array.external or huge or zips > 1:
                     raise ValueError("in another file, or too huge for this one, or packed twice")
                 data[key] = array.astype(np.float32)[()]  # half the memory of float64
-        key, peek = "env_*, ref_* attributes", [sys.executable, "-c", PEEK, path]  # h5py may hang
+        key, peek = "unreadable attributes env_* or ref_*", [sys.executable, "-c", PEEK, path]
         attributes |= json.loads(subprocess.run(peek, capture_output=True).stdout)
         low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
         require(-1e9 < low < high - 1e-6 < 1e9, f"--dataset {path}: ref_min_score not below max")
@@ -330,7 +329,7 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
         shape = (n, *shapes.get(key.removeprefix("next_"), ()))
         array = data[key] = array[:, 0] if array.shape == (*shape, 1) else array
         good = n and array.shape == shape and -1e9 < array.min() <= array.max() < 1e9
-        require(good, f"{where} {key} {array.shape} must be {shape} numbers < 1e9; see --env-id")
+        require(good, f"{where} {key} {array.shape} must be {shape} finite numbers; see --env-id")
     obs, actions, terminations = data["observations"], data["actions"], data["terminals"] != 0
     outside = ((actions < box.low - 1e-4) | (actions > box.high + 1e-4)).mean()
     require(outside < 0.5, f"{where} {outside:.0%} of actions outside the action box; rescale them")
@@ -359,11 +358,12 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     try:
         env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
         env.reset(seed=0)
-    except Exception as error:  # whatever a module or an environment of the user's may raise
-        require(False, f"--env-id {env_id}: {error!r}; give an id, or module:id on PYTHONPATH")
-    box = env.action_space
+    except BaseException as error:  # whatever a module or an environment may raise, SystemExit too
+        require(False, f"--env-id {env_id} {kwargs}: {error!r}; give id or module:id on PYTHONPATH")
+    obs_box, box = env.observation_space, env.action_space
     good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
-    require(good, f"--env-id {env_id}: its actions are {box}; needed is a bounded box, one axis")
+    good = good and (box.low < box.high).all() and obs_box.shape
+    require(good, f"--env-id {env_id}: {obs_box}, {box}; needed are boxes, actions' with bounds")
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 def seed_of(args: Args, purpose: str, k: int = 0) -> int:  # so no generator's state can be lost
@@ -384,7 +384,7 @@ def run_episode(agent: "Agent", env: gym.Env, k: int, generator=None) -> tuple[t
                 success = np.fmax(success, float(info[key]))
             numbers = np.append([obs, next_obs], [reward, terminated, np.nan_to_num(success)])
             if not np.abs(numbers).max() < 1e9 or "signal" in RUN or len(steps) == 100_000:
-                raise ValueError("a number is NaN or beyond 1e9, or no end in 100,000 steps")
+                raise ValueError(f"no end, or beyond 1e9: {numbers.min():g} to {numbers.max():g}")
             obs, over = next_obs, bool(terminated or truncated)
     except BaseException as error:  # whatever an environment may raise
         raise InterruptedError(f"{name} {k}, after {len(steps)} steps: {error!r}") from error
@@ -410,14 +410,14 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
     """The settings, checked, and the record of the run that args.json has or is to have."""
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
     flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    path, resume = Path(args.dataset), args.resume and not {"-h", "--help"} & {*argv}
+    path, resume = Path(args.dataset), "--resume" in flags and not {"-h", "--help"} & {*argv}
     row = next((r for r in SETTINGS if f"{path.stem}-".startswith(r + "-")), "own")
     if resume:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
             record = json.loads((Path(args.resume) / "args.json").read_text())
-            script, row = record["script"], record["row"]  # another's settings are none here
+            script, row, _, _ = (record[k] for k in ("script", "row", "sha256", "dataset_sha256"))
             require(script == SCRIPT, f"--resume {args.resume}: made by {script}; go on with that")
             args = Args(**record["settings"] | {f[2:]: getattr(args, f[2:]) for f in flags})
         except Exception as error:  # whatever may stand in args.json
@@ -433,7 +433,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         record["versions"] = {d.name: d.version for d in found} | {"python": sys.version}
         record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
     digest = hashlib.sha256(json.dumps(record["settings"]).encode()).hexdigest()
-    require(record.setdefault("settings_sha256", digest) == digest, "--resume: restore args.json")
+    require(record.setdefault("sha256", digest) == digest, f"{args.resume}/args.json: restore it")
     limits = dict(gamma=(0, 0.99999), tau=(1e-6, 1), dropout=(0, 0.99), expectile=(0, 1))
     limits |= dict(awac_lambda=(1e-6, 1e9), fixed_log_std=(-5, 2), offline_share=(-1, 1))
     for name, value in vars(args).items():
@@ -475,25 +475,27 @@ def train(agent: "Agent", buffer: ReplayBuffer, env, attributes, done, writer, s
             if scores := [past["score"] for at, past in done.evals if at > end]:
                 result["dip"] = min(scores) - done.evals[-len(scores) - 1][1]["score"]
                 result["regret"] = 1 - sum(scores) / len(scores)
-            if abs(result["q_s0"]) > result["q_bound"] and RUN.setdefault("exploded", x) == x:
+            if abs(result["q_s0"]) > result["q_bound"] and vars(done).setdefault("explode", x) == x:
                 print(f"{SCRIPT}: Q(s0) explodes: beyond q_bound from step {x}", file=sys.stderr)
             done.rows |= {f"eval/{key}": value for key, value in result.items()}
             done.next_eval = min([step for step in (*looks, total) if step > x], default=x + 1)
-        for key, value in done.rows.items():
-            writer.add_scalar(key, value, x)
+        try:
+            for key, value in done.rows.items():
+                writer.add_scalar(key, value, x)
+        except Exception as error:  # whatever TensorBoard may raise
+            raise OSError(f"TensorBoard: {error!r}") from error
         done.rows, done.logged = {}, x
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
             at, of, since = (k + (args.utd - 1) * max(k - end, 0) for k in (x, total, first))
             last, rate = done.evals[-1][1], (at - since) / (time.time() - began) or math.nan
-            line = f"{'online' if done.env_steps else 'offline':7} {x:>7}/{total}  {rate:4.0f} "
-            line += f"updates/s  {max(of - at, 0) / rate / 60:5.1f} min left  score "
-            line += f"{last['score']:.2f}  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
-            line = f"{line} against {last['discounted_return']:6.1f}".replace("nan", "  ?")
+            line = f"{'offline' if x <= end else 'online':7} {x:>7}/{total}  {rate:4.0f} updates/s"
+            line += f"  {max(of - at, 0) / rate / 60:5.1f} min left  score {last['score']:.2f}"
+            line += f"  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
+            line = f"{line} of {last['discounted_return']:6.1f}".replace("nan", "  ?")
             print(line if look else line[:79], end="\n" if look else "\r", flush=True)
         if look or time.time() - saved > min(60, saved - began):  # so that any life gets on
             save()
             saved = time.time()
-
         if fine_tuning and due == 0:
             if done.env_steps >= args.online_steps:
                 return
@@ -530,8 +532,8 @@ def main() -> None:
     buffer = ReplayBuffer(args, load_episodes(args, data, env), *sizes, device)
     RUN["folder"] = run_dir = Path(args.resume or args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _lock = filelock.FileLock(run_dir / "lock").acquire(timeout=0)  # it dies with the process
-    begun = not args.resume and (run_dir / "args.json").exists()
+    _lock, RUN["saved"] = filelock.FileLock(run_dir / "lock").acquire(timeout=0), "none"
+    begun = not args.resume and [*run_dir.glob("args.json"), *run_dir.glob("checkpoint.p*")]
     require(not begun, f"--run-dir {run_dir}: holds a run; take another, or --resume {run_dir}")
     if not args.resume:
         write(run_dir / "args.json", json.dumps(record, indent=2).encode())
@@ -539,22 +541,24 @@ def main() -> None:
     done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[], rows={}, logged=-1)
     checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
     files = [path for path in (checkpoint, checkpoint.with_suffix(".previous")) if path.exists()]
-    for path in files * bool(args.resume):  # the last 32 bytes are a hash of the others
+    for path in files:  # the last 32 bytes are a hash of the others
+        content = path.read_bytes()
+        if intact := hashlib.sha256(content[:-32]).digest() == content[-32:]:
+            break
+        print(f"{SCRIPT}: {path} is damaged", file=sys.stderr)
+    if files:
+        require(intact, f"delete {run_dir}/checkpoint.* to begin again")
         try:
-            intact = hashlib.sha256((content := path.read_bytes())[:-32]).digest() == content[-32:]
-            state = torch.load(io.BytesIO(content), device, weights_only=True) if intact else {}
+            state = torch.load(io.BytesIO(content), device, weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             vars(done).update(state["done"])
             buffer.added += done.env_steps - len(state["ring"])
             buffer.add(state["ring"])
-            RUN["saved"] = f"step {done.x}, see --resume"
-            path.replace(checkpoint)  # the previous one in the place of a damaged one
-            break
-        except Exception as error:
-            print(f"{SCRIPT}: {path} is damaged ({error!r:.60})", file=sys.stderr)
-    else:
-        require(not files, f"delete {run_dir}/checkpoint.* to begin again")
+        except Exception as error:  # intact, so it stays as it is
+            require(False, f"{path} is not of this script, or memory lacks: {error!r}")
+        path.replace(checkpoint)  # the previous one in the place of a damaged one
+        RUN["saved"] = f"step {done.x}, see --resume"
 
     def save() -> None:
         checked = [*agent.parameters(), torch.tensor([past["q_s0"] for _, past in done.evals])]
@@ -581,13 +585,14 @@ def main() -> None:
     for phase, result in summary.items():
         print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
     print(f"curves: python benchmarks/plot.py {run_dir}", flush=True)
-    subprocess.run([sys.executable, HERE / "benchmarks/plot.py", run_dir], stderr=subprocess.PIPE)
+    if (plot := HERE / "benchmarks" / "plot.py").exists():
+        subprocess.run([sys.executable, plot, run_dir])
 
 if __name__ == "__main__":
     threading.excepthook = lambda *_: None  # TensorBoard's thread: main gets its error, too
     try:
         main()
     except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+        if "enforce" not in (text := str(error) or "no memory") and type(error) is RuntimeError:
             raise  # a mistake in the code, not a lack of memory: show where
-        require(False, f"--run-dir {RUN['folder']}: {error}; last good checkpoint: {RUN['saved']}")
+        require(False, f"--run-dir {RUN['folder']}: {text}; last good checkpoint: {RUN['saved']}")

@@ -193,7 +193,7 @@ def damage_behind_checksums(rng: random.Random, content: bytes) -> tuple[bytes, 
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", compression) as archive:
         for member, value in members.items():
-            archive.writestr(member, value)
+            archive.writestr(zipfile.ZipInfo(member), value, compression)  # without the time
     return written.getvalue() + tail, f"{name} behind its checksum: {told}"
 
 
@@ -590,6 +590,8 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, action="append")
     parser.add_argument("--only", type=int, help="this change alone, and what it was")
     options = parser.parse_args()
+    if options.n < 1:
+        parser.error("--n must be above 0")
     numbers = [*range(options.n)] if options.only is None else [options.only]
     status = 0
     for name in options.kind or KINDS:

@@ -594,15 +594,14 @@ def test_weights_that_all_vanish(new_run):
 
 
 def test_exploding_q(new_run, script):
-    """Told once in a life, and each time in the log."""
+    """Told once in a run, and each time in the log."""
     folder = new_run(script)
     moment = ("follow", [30], partial(poison, 1, 1e4))
     lives = [start(script, folder, moment=moment, meddle=("an exception", 11, 1))]
     lives += [start(script, folder)]
     assert [life.status for life in lives] == [2, 0]
-    for life in lives:
-        [warning] = [line for line in life.stderr.splitlines() if "explodes" in line]
-        assert warning.startswith(f"{script}.py: Q(s0) ") and "q_bound" in warning
+    [warning] = [line for x in lives for line in x.stderr.splitlines() if "explodes" in line]
+    assert warning.startswith(f"{script}.py: Q(s0) ") and "q_bound" in warning
     scalars = read_events(folder / "run")
     bounds, found = (dict(scalars[f"eval/{key}"]) for key in ("q_bound", "q_s0"))
     assert bounds.keys() == found.keys()
