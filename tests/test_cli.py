@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import online_rows, quick, run_script, words
 from scripts import ROOT, SCRIPTS, load_script
-from toy import play, save
+from toy import Toy, play, save
 
 # All scripts have the same Part II (test_scripts.py sees to it): one stands for all where the code
 # under test lies there and an input is not about what a script has of its own.
@@ -265,7 +265,8 @@ def test_unknown_environment(refused, toy_file, env_id):
 
 
 @pytest.mark.parametrize(
-    "error", ["RuntimeError", "OSError", "KeyError", "AssertionError", "AttributeError"]
+    "error",
+    ["RuntimeError", "OSError", "KeyError", "AttributeError", "SystemExit", "KeyboardInterrupt"],
 )
 def test_constructor_raises(refused, tmp_path, toy_data, error):
     save(tmp_path / "t.hdf5", toy_data, env_id="toy:Toy-v0", env_kwargs={"error": error})
@@ -279,10 +280,26 @@ def test_module_raises(refused, tmp_path, toy_file, monkeypatch):
     refused(quick(ONE, dataset=toy_file, env_id="broken:Toy-v0"), "broken:Toy-v0")
 
 
-@pytest.mark.parametrize("actions", ["discrete", "unbounded"])
+@pytest.mark.parametrize("actions", ["discrete", "unbounded", "point"])
 def test_actions_are_no_bounded_box(refused, tmp_path, toy_data, actions):
     save(tmp_path / "t.hdf5", toy_data, env_id="toy:Toy-v0", env_kwargs={"actions": actions})
     refused(quick(ONE, dataset="t.hdf5", env_id=None), "toy:Toy-v0")
+
+
+class Lists(Toy):
+    """Observes a list of no given length."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gym.spaces.Sequence(self.observation_space)
+
+    def observe(self):
+        return (self.state.copy(),)
+
+
+def test_observations_are_no_box(refused, toy_file):
+    gym.register("Lists-v0", Lists)
+    refused(quick(ONE, dataset=toy_file, env_id="Lists-v0"), "--env-id Lists-v0")
 
 
 def test_no_environment_named(refused, toy_file):
@@ -477,6 +494,12 @@ def test_resume_with_damaged_checkpoint(refused, old_run, share):
     message = refused(["--resume", "run"], "delete run/checkpoint.*")
     assert "run/checkpoint.pt is damaged" in message
     assert "run/checkpoint.previous is damaged" in message
+
+
+@pytest.mark.parametrize("line", [["--resume", ""], ["--resume="]])
+def test_resume_of_nothing(refused, line):
+    """Of an empty variable, say: that is no new run."""
+    refused(line, "--resume")
 
 
 def test_resume_of_another_script(refused, old_run):

@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -548,6 +549,32 @@ def test_killed_while_a_damaged_one_is_replaced(undisturbed, tmp_path, killed, n
     assert any(map(is_whole, killed.glob("checkpoint.p*"))), "the whole one is lost"
     assert finish(start(ONE, ["--resume", "run"], tmp_path), tmp_path)[0] == 0
     assert_same_run(undisturbed(ONE), killed)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("enforce fail")], ids=repr)
+def test_an_intact_checkpoint_is_not_called_damaged(killed, monkeypatch, capsys, error):
+    """If there is no room for what it has: a later life may have it."""
+    before, module = contents(killed), load_script(ONE)
+    monkeypatch.chdir(killed.parent)
+    monkeypatch.setattr(sys, "argv", [f"{ONE}.py", "--resume", "run"])
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    [message] = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and "run/checkpoint.pt" in message and repr(error) in message
+    assert "damaged" not in message and "delete" not in message
+    assert contents(killed) == before
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(killed, monkeypatch, capsys):
+    before, module = contents(killed), load_script(ONE)
+    monkeypatch.chdir(killed.parent)
+    monkeypatch.setattr(sys, "argv", [f"{ONE}.py", "--resume", "run"])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="sector"):
+        patch.setattr(Path, "read_bytes", Mock(side_effect=OSError("a bad sector")))
+        module.main()
+    assert "damaged" not in capsys.readouterr().err
+    assert contents(killed) == before
 
 
 def test_copies_of_checkpoints_are_left_alone(undisturbed, tmp_path, killed):

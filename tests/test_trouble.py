@@ -416,6 +416,10 @@ def fail(*_):
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+def lose(*_):
+    raise RuntimeError("the log is gone")
+
+
 def fail_at(name: str, source: Path, target: Path):
     if target.name.endswith(name):
         fail()
@@ -476,6 +480,15 @@ def test_a_disk_that_fails(undisturbed, new_run, what, long):
     check_told(start(script, folder, moment=FAILING[what]), script, errno.EIO)
     if long or "renaming" in what or "previous" in what:
         check_goes_on(script, folder, undisturbed(script).run_dir)
+
+
+def test_a_log_that_fails_in_another_way(undisturbed, new_run, script):
+    """TensorBoard's own errors need not be the system's."""
+    folder = new_run(script)
+    moment = "row", range(20, EVER), lose
+    life = start(script, folder, moment=moment)
+    check_message(life, script, "--run-dir run: ", "the log is gone", "checkpoint: step ")
+    check_goes_on(script, folder, undisturbed(script).run_dir)
 
 
 @pytest.fixture
@@ -714,6 +727,8 @@ BROKEN = {
     "no settings": lambda record: record.pop("settings") and None,
     "settings in a list": lambda record: record.update(settings=[]),
     "no settings but null": lambda record: record.update(settings=None),
+    "no hash": lambda record: record.pop("sha256") and None,
+    "no hash of the dataset": lambda record: record.pop("dataset_sha256") and None,
     "no script": lambda record: record.pop("script") and None,
     "a number as script": lambda record: record.update(script=3),
     "no row": lambda record: record.pop("row") and None,

@@ -23,7 +23,7 @@ class Toy(gym.Env):
 
     Args:
         low, high: the box of actions; a push is scaled to [-1, 1] of it.
-        actions: "box", "unbounded" or "discrete".
+        actions: "box", "unbounded", "discrete", or "point": a box of a single action.
         dict_observations: the two numbers under the keys "position" and "push".
         error: name of a builtin exception that the constructor raises.
     """
@@ -43,6 +43,7 @@ class Toy(gym.Env):
             "box": gym.spaces.Box(low, high, (1,)),
             "unbounded": number,
             "discrete": gym.spaces.Discrete(2),
+            "point": gym.spaces.Box(low, low, (1,)),
         }[actions]
 
     def observe(self):
