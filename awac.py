@@ -34,6 +34,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -238,10 +239,10 @@ class Agent(nn.Module):
 
 # ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
 HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
-LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none; is a run at work there?"}
+LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none new; is a run at work there?"}
 PEEK = """import faulthandler, h5py, json, sys; faulthandler.dump_traceback_later(10, exit=True)
-attrs = {k: v for k, v in h5py.File(sys.argv[1]).attrs.items() if k[:4] in ("env_", "ref_")}
-print(json.dumps(attrs, default=lambda v: getattr(v, "decode", v.tolist)()))"""  # h5py may hang
+a = h5py.File(sys.argv[1]).attrs; found = {k: a[k] for k in a if k[:4] in ("env_", "ref_")}
+print(json.dumps(found, default=lambda v: getattr(v, "decode", v.tolist)()))"""  # h5py may hang
 # B transitions: obs, next_obs (B, obs), actions (B, act) in [-1, 1]; the others are columns (B, 1),
 # to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
 Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
@@ -312,7 +313,7 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
                     raise ValueError("in another file, or too huge for this one, or packed twice")
                 data[key] = array.astype(np.float32)[()]  # half the memory of float64
         key, peek = "unreadable attributes env_* or ref_*", [sys.executable, "-c", PEEK, path]
-        attributes |= json.loads(subprocess.run(peek, capture_output=True).stdout)
+        attributes |= json.loads(subprocess.run(peek, capture_output=True, process_group=0).stdout)
         low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
         require(-1e9 < low < high - 1e-6 < 1e9, f"--dataset {path}: ref_min_score not below max")
     except Exception as error:  # whatever h5py may raise about a damaged file
@@ -416,7 +417,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         others = " ".join(flags - {"--resume", "--device"})
         require(not others, f"--resume takes all settings from the run; leave out {others}")
         try:
-            record = json.loads((Path(args.resume) / "args.json").read_text())
+            record = json.loads((Path(args.resume or "-") / "args.json").read_text())
             script, row, _, _ = (record[k] for k in ("script", "row", "sha256", "dataset_sha256"))
             require(script == SCRIPT, f"--resume {args.resume}: made by {script}; go on with that")
             args = Args(**record["settings"] | {f[2:]: getattr(args, f[2:]) for f in flags})
@@ -433,7 +434,7 @@ def parse_args(argv: list[str]) -> tuple[Args, dict]:
         record["versions"] = {d.name: d.version for d in found} | {"python": sys.version}
         record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
     digest = hashlib.sha256(json.dumps(record["settings"]).encode()).hexdigest()
-    require(record.setdefault("sha256", digest) == digest, f"{args.resume}/args.json: restore it")
+    require(record.setdefault("sha256", digest) == digest, f"{args.resume}/args.json: edited; undo")
     limits = dict(gamma=(0, 0.99999), tau=(1e-6, 1), dropout=(0, 0.99), expectile=(0, 1))
     limits |= dict(awac_lambda=(1e-6, 1e9), fixed_log_std=(-5, 2), offline_share=(-1, 1))
     for name, value in vars(args).items():
@@ -479,11 +480,8 @@ def train(agent: "Agent", buffer: ReplayBuffer, env, attributes, done, writer, s
                 print(f"{SCRIPT}: Q(s0) explodes: beyond q_bound from step {x}", file=sys.stderr)
             done.rows |= {f"eval/{key}": value for key, value in result.items()}
             done.next_eval = min([step for step in (*looks, total) if step > x], default=x + 1)
-        try:
-            for key, value in done.rows.items():
-                writer.add_scalar(key, value, x)
-        except Exception as error:  # whatever TensorBoard may raise
-            raise OSError(f"TensorBoard: {error!r}") from error
+        for key, value in done.rows.items():
+            writer.add_scalar(key, value, x)
         done.rows, done.logged = {}, x
         if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
             at, of, since = (k + (args.utd - 1) * max(k - end, 0) for k in (x, total, first))
@@ -532,7 +530,7 @@ def main() -> None:
     buffer = ReplayBuffer(args, load_episodes(args, data, env), *sizes, device)
     RUN["folder"] = run_dir = Path(args.resume or args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _lock, RUN["saved"] = filelock.FileLock(run_dir / "lock").acquire(timeout=0), "none"
+    _lock, RUN["saved"] = filelock.FileLock(run_dir / "lock").acquire(timeout=0), "none new"
     begun = not args.resume and [*run_dir.glob("args.json"), *run_dir.glob("checkpoint.p*")]
     require(not begun, f"--run-dir {run_dir}: holds a run; take another, or --resume {run_dir}")
     if not args.resume:
@@ -592,7 +590,9 @@ if __name__ == "__main__":
     threading.excepthook = lambda *_: None  # TensorBoard's thread: main gets its error, too
     try:
         main()
-    except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
-        if "enforce" not in (text := str(error) or "no memory") and type(error) is RuntimeError:
-            raise  # a mistake in the code, not a lack of memory: show where
+    except Exception as error:
+        text = str(error).replace("enforce fail", "no memory") or repr(error)
+        told = "memory" in text or "writer." in traceback.format_exc()  # TensorBoard's
+        if not told and not isinstance(error, OSError | MemoryError | FloatingPointError):
+            raise  # a mistake in the code: show where
         require(False, f"--run-dir {RUN['folder']}: {text}; last good checkpoint: {RUN['saved']}")
