@@ -314,6 +314,17 @@ def test_bad_attributes(refused, tmp_path, toy_data, attributes):
     refused(quick(ONE, dataset="t.hdf5", env_id=None), "toy:Toy-v0")
 
 
+def test_attributes_of_others(tmp_path, toy_data):
+    """What h5py cannot read does no harm, unless it is the run's."""
+    path = save(tmp_path / "t.hdf5", toy_data, env_id="toy:Toy-v0", ref_min_score=-3)
+    with h5py.File(path, "r+") as file:
+        h5py.h5a.create(file.id, b"note", h5py.h5t.UNIX_D32LE, h5py.h5s.create(h5py.h5s.SCALAR))
+        file.attrs["fixed"] = np.bytes_("text")
+    _, attributes = load_script(ONE).read_dataset(str(path))
+    assert attributes.pop("sha256")
+    assert attributes == {"env_id": "toy:Toy-v0", "ref_min_score": -3}
+
+
 # --- Flags ----------------------------------------------------------------------------------------
 
 
@@ -500,6 +511,12 @@ def test_resume_with_damaged_checkpoint(refused, old_run, share):
 def test_resume_of_nothing(refused, line):
     """Of an empty variable, say: that is no new run."""
     refused(line, "--resume")
+
+
+def test_resume_of_nothing_in_the_folder_of_a_run(refused, old_run, monkeypatch):
+    unfinish(old_run)
+    monkeypatch.chdir(old_run)
+    refused(["--resume="], "--resume")
 
 
 def test_resume_of_another_script(refused, old_run):
