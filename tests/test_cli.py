@@ -3,8 +3,6 @@ no traceback, and nothing written. And what is unusual but right is taken."""
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from dataclasses import fields
 
@@ -81,27 +79,6 @@ def test_damaged_hdf5(refused, tmp_path, toy_data):
         file.seek(chunk.byte_offset)
         file.write(bytes(chunk.size))
     refused(quick(ONE, dataset="damaged.hdf5"), "damaged.hdf5")
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_flipped_bits(tmp_path, toy_file, capsys, seed):
-    """Wherever they are: what is read has the shape that it had, or one line names the file."""
-    rng, content, module = np.random.default_rng(seed), toy_file.read_bytes(), load_script(ONE)
-    whole, path = module.read_dataset(str(toy_file))[0], tmp_path / "flipped.hdf5"
-    for _ in range(50):
-        flipped = bytearray(content)
-        for at in (
-            rng.integers(0, len(content), 3) if rng.random() < 0.3 else rng.integers(0, 4000, 3)
-        ):
-            flipped[at] ^= 1 << rng.integers(8)
-        path.write_bytes(flipped)
-        try:
-            data, _ = module.read_dataset(str(path))
-        except SystemExit:
-            assert "flipped.hdf5" in capsys.readouterr().err
-        else:
-            assert all(len(array) == len(data["rewards"]) for array in data.values())
-            assert len(data["rewards"]) <= 10 * len(whole["rewards"])
 
 
 BAD_ARRAYS = {
@@ -479,32 +456,12 @@ def test_resume_of_no_run(refused, old_run, folder):
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["", '{"script": "', "[]", "{}", "null", '"text"', f'{{"script": "{ONE}.py"}}', "\xff\xfe"],
+    "content", [b"", b'{"script": "', b"[]", b"{}", b"null", b"\xff\xfe"], ids=repr
 )
 def test_resume_with_damaged_settings(refused, old_run, content):
     unfinish(old_run)
-    (old_run / "args.json").write_bytes(content.encode("latin-1"))
+    (old_run / "args.json").write_bytes(content)
     refused(["--resume", "run"], "--resume run")
-
-
-def test_resume_with_an_unknown_setting(refused, old_run):
-    unfinish(old_run)
-    record = json.loads((old_run / "args.json").read_text())
-    record["settings"]["no_such"] = 1
-    (old_run / "args.json").write_text(json.dumps(record))
-    refused(["--resume", "run"], "run")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_resume_with_damaged_checkpoint(refused, old_run, share):
-    unfinish(old_run)
-    for path in old_run.glob("checkpoint.*"):
-        content = path.read_bytes()
-        path.write_bytes(content[: int(share * len(content))])
-    message = refused(["--resume", "run"], "delete run/checkpoint.*")
-    assert "run/checkpoint.pt is damaged" in message
-    assert "run/checkpoint.previous is damaged" in message
 
 
 @pytest.mark.parametrize("line", [["--resume", ""], ["--resume="]])
@@ -548,28 +505,3 @@ def test_resume_beside_other_flags(refused, old_run, extra):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_resume_on_a_device_that_is_not_there(refused, old_run):
     refused(["--resume", "run", "--device", "cuda"], "--device cuda")
-
-
-def test_two_runs_in_one_folder(tmp_path, toy_file, refused):
-    """While one is at work, a second one, new or resumed, is refused."""
-    line = quick(ONE, dataset=toy_file, run_dir="run", offline_steps=10**7)
-    first = subprocess.Popen(
-        [sys.executable, str(ROOT / f"{ONE}.py"), *line],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for row in first.stdout:  # the second row comes from the loop
-            if "score" in row:
-                break
-        for second in (quick(ONE, dataset=toy_file, run_dir="run"), ["--resume", "run"]):
-            shown = run_script(ROOT / f"{ONE}.py", *second, cwd=tmp_path)
-            assert shown.status == 2 and "Traceback" not in shown.stderr
-            assert "run" in shown.stderr.splitlines()[-1]
-        assert first.poll() is None, "the first one does not suffer"
-        assert len(list((tmp_path / "run").glob("events*"))) == 1, "nothing else was logged"
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()

@@ -304,6 +304,7 @@ ATTRIBUTES = {
     for name, value in ODD.items()
 } | {
     "scores: equal": {"ref_min_score": 1.0, "ref_max_score": 1.0},
+    "scores: nearly equal": {"ref_min_score": 0.0, "ref_max_score": 5e-324},
     "scores: in the wrong order": {"ref_min_score": 2.0, "ref_max_score": 1.0},
     "env_id: a number": {"env_id": 5},
     "env_kwargs: a number": {"env_id": "toy:Toy-v0", "env_kwargs": 5},

@@ -1,9 +1,13 @@
 """Whole runs: as a user starts them, and in this process with a look at what came of it."""
 
+import contextlib
 import json
+import re
 import shutil
+import sys
 from dataclasses import asdict, fields
 from importlib import metadata
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -53,6 +57,47 @@ def test_default_task_says_what_it_does(default_run):
         assert all(part in line for part in ("/", "score", "success", "min left"))
         assert len(line) <= 130, "fits a window"
     assert "before" in default_run.stdout and "after" in default_run.stdout, "the summary"
+
+
+LINE = r"(offline|online) +(\d+)/\d+ +\S+ updates/s +(\S+) min left"
+
+
+def test_the_time_that_is_left(run_here, toy_file, monkeypatch, capsys):
+    """Updates take a minute each, so it is their number: with several of them a step, and after a
+    resume, too. On a terminal the line that is written over has room in 80 columns."""
+    module, clock = load_script("cql"), iter(range(1000))
+    update, now = module.Agent.update, [0]
+    stop = {40: "SIGTERM", 150: "SIGTERM"}  # in either phase
+
+    def take_a_minute(*args):
+        now[0] += 60
+        module.RUN |= {"signal": stop[done]} if (done := next(clock)) in stop else {}
+        return update(*args)
+
+    def look():
+        now[0] += 1e-6
+        return now[0]
+
+    monkeypatch.setattr(module, "LOG_EVERY", 10)
+    monkeypatch.setattr(module, "RUN", {"folder": "", "saved": ""})
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=look))
+    monkeypatch.setattr(module.Agent, "update", take_a_minute)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    offline, online, utd, found = 80, 40, 3, 0
+    line = quick("cql", dataset=toy_file, offline_steps=offline, online_steps=online, utd=utd)
+    for life in ([*line, "--run-dir=run"], ["--resume=run"], ["--resume=run"]):
+        module.RUN.pop("signal", None)
+        with contextlib.suppress(SystemExit):
+            run_here("cql", *life)
+        out = capsys.readouterr().out
+        assert max(map(len, re.findall("([^\n\r]*)\r", out)), default=0) < 80
+        for phase, x, left in re.findall(LINE, out.replace("\r", "\n")):
+            x, begun = int(x), left != "?"
+            over = max(offline + online - max(x, offline), 0) * utd + max(offline - x, 0)
+            assert not begun or float(left) == over
+            assert phase == ("offline" if x <= offline else "online")
+            found += begun
+    assert found > 10 and next(clock) > offline + online * utd, "it did not get to its end"
 
 
 def test_default_task_is_quiet(default_run):
