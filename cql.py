@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "mujoco==3.11.0",
-#   "gymnasium-robotics==1.4.2", "minari[hdf5,hf]==0.5.4", "ogbench==1.2.2", "dm_control==1.0.44",
-#   "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0", "matplotlib==3.11.2", "filelock==4.2.11"]
+# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0",
+#   "gymnasium-robotics==1.4.2", "mujoco==3.11.0", "h5py==3.16.0", "tyro==1.0.16",
+#   "tensorboard==2.21.0", "matplotlib==3.11.2", "tqdm==4.70.1", "filelock==4.2.11"]
 # ///
 """CQL, conservative Q-learning: pre-trained on a dataset, then fine-tuned online.
 
@@ -51,7 +51,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 @dataclass
 class Args:
-    dataset: str = str(Path(__file__).parent / "benchmarks/pointmaze.hdf5")  # HDF5 or D4RL's name
+    dataset: str = str(Path(__file__).parent / "benchmarks/data/pointmaze.hdf5")  # HDF5 or D4RL's name
     env_id: str = ""  # gymnasium id, module:id, or module: for the dataset's name; empty: its own
     seed: int = 0  # of weights, data order, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
@@ -317,7 +317,7 @@ def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
     keys = "observations", "actions", "rewards", "terminals", "timeouts", "next_observations"
     try:
         if not os.path.isfile(name):  # what knows D4RL's names lies beside the script
-            path, attributes = importlib.import_module("benchmarks.datasets").find(name)
+            path, attributes = importlib.import_module("benchmarks.data.names").find(name)
         with open(path, "rb") as content, h5py.File(path) as file:
             attributes["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
             links = [k for k in file if not isinstance(file.get(k, getlink=True), h5py.HardLink)]
@@ -357,9 +357,10 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
     steps -= np.maximum.accumulate(np.roll(terminations, 1) * steps)  # since the last terminal
     timeouts = data.get("timeouts", steps % limit == limit - 1) != 0
     ends = np.flatnonzero(terminations | timeouts) + 1
-    timeouts[-1] = True  # left out like a timeout's step
+    timeouts &= ~terminations
+    timeouts[-1] = not terminations[-1]  # left out like a timeout's step
     starts, stops = np.append(0, ends)[:-1], ends - timeouts[ends - 1]
-    sizes, following = stops - starts, data.get("next_observations", obs[1:])
+    sizes, following = stops - starts, data.get("next_observations", obs[[*range(1, n), -1]])
     require(sizes.sum(), f"{where} no whole episode; mark their ends in terminals or timeouts")
     rows = torch.empty(sizes.sum(), 2 * obs.shape[1] + actions.shape[1] + 3)
     for at, part in zip(map(slice, starts, stops), rows.split(sizes.tolist())):
@@ -371,7 +372,7 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
 
 def make_env(args: Args, attributes: dict) -> gym.Env:
     """That of --env-id, or the dataset's own: flat observations, actions in [-1, 1]."""
-    own = attributes.get("env_id", f"benchmarks.tasks:{Path(args.dataset).stem}")
+    own = attributes.get("env_id", f"benchmarks.envs:{Path(args.dataset).stem}")
     env_id, kwargs = args.env_id or own, attributes.get("env_kwargs", "{}")
     try:
         env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))

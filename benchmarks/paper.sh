@@ -4,7 +4,7 @@
 # the script's table that its name begins with. AntMaze needs the package d4rl (see the README), and
 # the hands need AWAC's demonstrations, turned into files once:
 #
-#     python -m benchmarks.convert adroit pen2_sparse.npy pen_bc_sparse4.npy --task pen
+#     python -m benchmarks.data.convert adroit pen2_sparse.npy pen_bc_sparse4.npy --task pen
 #
 # The eleventh task, visual manipulation, is not here: its code was never published.
 

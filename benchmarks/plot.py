@@ -128,8 +128,8 @@ class Args:
     out: Path | None = None  # path of the results without ending; one run: <its folder>/curves
 
 
-def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
     if not args.runs or (args.out is None and len(args.runs) > 1):
         fail("give one run's folder, or several and --out NAME")
     out = args.out or args.runs[0] / "curves"

@@ -343,7 +343,7 @@ class Hdf5(Kind):
                 file.create_dataset(key, data=array, compression="gzip", chunks=chunks)
             file.attrs.update(scores)
         convert.write(own, data, texts | scores)
-        embedded = (ROOT / "benchmarks" / "pointmaze.hdf5").read_bytes()
+        embedded = (ROOT / "benchmarks" / "data" / "pointmaze.hdf5").read_bytes()
         return [
             Sample("plain", plain.read_bytes(), sizes, checked=False),
             Sample("text", text.read_bytes(), sizes, checked=False, weight=0.3),

@@ -38,8 +38,8 @@ import scripts
 from scripts import BANNER, ROOT, SCRIPTS
 
 TIMEOUT = 60  # seconds, far more than all tests of a script take: beyond it a mutant has failed
-PARITY = ROOT / "tests/test_parity.py::test_the_script_reproduces_the_reference"
-TESTS = [str(path) for path in (*sorted(ROOT.glob("tests/test_losses*.py")), PARITY)]
+PARITY = ROOT / "tests/algorithms/test_parity.py::test_the_script_reproduces_the_reference"
+TESTS = [str(path) for path in (*sorted(ROOT.glob("tests/algorithms/test_losses*.py")), PARITY)]
 
 OTHERS = {"FloorDiv": "Mult", "Mod": "Mult", "Lt": "LtE GtE", "LtE": "Lt Gt", "Gt": "GtE LtE",
     "GtE": "Gt Lt", "logsumexp": "amax", "no_grad": "enable_grad"}  # fmt: skip
