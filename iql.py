@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0",
-#   "gymnasium-robotics==1.4.2", "mujoco==3.11.0", "h5py==3.16.0", "tyro==1.0.16",
-#   "tensorboard==2.21.0", "matplotlib==3.11.2", "tqdm==4.70.1", "filelock==4.2.11"]
+# dependencies = ["torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2",
+#   "mujoco==3.11.0", "h5py==3.16.0", "tyro==1.0.16", "tensorboard==2.21.0", "matplotlib==3.11.2",
+#   "tqdm==4.70.1", "filelock==4.2.11"]
 # ///
 """IQL, implicit Q-learning: pre-trained on a dataset, then fine-tuned online.
 
@@ -19,28 +19,31 @@ them, and pi copies the data, the better actions more:
 IQL:    Kostrikov et al. 2021, arXiv:2110.06169.
 Code:   github.com/ikostrikov/implicit_q_learning, 09d7002, settles what the paper leaves open.
 Run:    python iql.py                  the embedded task, or with --dataset and --env-id your own
-Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online what the policy could
-        do is kept, and more is obtained.
+Expect: pre-training ends with Q(s0) somewhat below what is obtained. Online the policy loses
+        nothing of what it could do, and obtains more.
 """
 
+from __future__ import annotations
+
+import contextlib
 import copy
 import hashlib
 import importlib.metadata
-import io
+import itertools
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections import namedtuple
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal
+from typing import BinaryIO, Literal, NamedTuple, NoReturn
 
 import filelock
 import gymnasium as gym
@@ -50,12 +53,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# ==== Settings ====================================================================================
+
 
 @dataclass
 class Args:
-    dataset: str = str(Path(__file__).parent / "benchmarks/data/pointmaze.hdf5")  # HDF5 or D4RL's name
-    env_id: str = ""  # gymnasium id, module:id, or module: for the dataset's name; empty: its own
-    seed: int = 0  # of weights, data order, exploration, episodes and evaluation
+    dataset: str = "pointmaze"  # an HDF5 file, or a name: pointmaze is embedded, others are D4RL's
+    env_id: str = ""  # gymnasium id, or module:id; empty: the environment of the dataset
+    seed: int = 0  # of weights, batches, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
     online_steps: int = 100_000  # fine-tuning, in environment steps; the last episode is finished
     eval_every_offline: int = 5_000  # gradient steps between evaluations
@@ -63,14 +70,17 @@ class Args:
     eval_episodes: int = 20  # episodes per evaluation, from the same starts each time
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: int = 1  # CPU threads of torch; more only help wide networks
-    run_dir: str = ""  # empty: runs/<script>-<dataset>-s<seed>
-    resume: str = ""  # folder of a run to continue; only --device may stand beside it
+    run_dir: str = ""  # folder of the run; empty: runs/<script>-<dataset>-s<seed>
+    resume: str | None = None  # folder of a run to continue, with the settings it has
+    pretrained: str | None = None  # folder of a run: fine-tune from the end of its pre-training
+    track: bool = False  # send the log to Weights & Biases, too (pip install wandb)
 
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; an episode of it alone gets G = r / (1-gamma)
-    infinite_horizon: bool = False  # G goes on at the last reward where an episode is cut short
+    failure_reward: float | None = None  # unscaled; an episode of nothing else fails for ever
+    infinite_horizon: bool = False  # G assumes the last reward for ever where an episode is cut
+    normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 256  # transitions per gradient step
     offline_share: float = 0.5  # dataset's share of online batches; -1: one FIFO buffer of both
     buffer_size: int = 1_000_000  # transitions that the online, or common, buffer keeps
@@ -86,23 +96,80 @@ class Args:
     expectile: float = 0.7  # e: at 0.5 V is the mean of Q over the data's actions, at 1 the maximum
     beta: float = 3.0  # inverse temperature, times the advantage; at 0 pi copies all data alike
     dropout: float = 0.0  # share of the policy's hidden units that a gradient step leaves out
-    fixed_log_std: float | None = None  # a log-std for good, from -5 to 2; none: it is learned
+    fixed_log_std: float | None = None  # of the policy, from -5 to 2, instead of a learned one
+
+    def __post_init__(self):
+        at_least(self, 1, "eval_every_offline", "eval_every_online", "eval_episodes", "threads")
+        at_least(self, 1, "batch_size", "buffer_size", "utd", "actor_hidden", "critic_hidden")
+        at_least(self, 0, "seed", "offline_steps", "online_steps", "actor_lr", "critic_lr")
+        at_least(self, 1, "value_hidden")
+        at_least(self, 0, "value_lr", "beta")
+        if not 0 <= self.gamma < 1:
+            raise ValueError("--gamma: must be at least 0 and below 1")
+        if not 0 < self.tau <= 1:
+            raise ValueError("--tau: must be above 0 and at most 1")
+        if self.offline_share != -1 and not 0 <= self.offline_share <= 1:
+            raise ValueError("--offline-share: must be from 0 to 1, or -1 for a common buffer")
+        if not 0 <= self.expectile <= 1:
+            raise ValueError("--expectile: must be from 0 to 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("--dropout: must be at least 0 and below 1")
+        if self.fixed_log_std is not None and not -5 <= self.fixed_log_std <= 2:
+            raise ValueError("--fixed-log-std: must be from -5 to 2")
+
 
 # Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
-ADROIT = dict(offline_steps=20_000, online_steps=1_000_000, eval_every_offline=2_000,
-    failure_reward=-1.0, expectile=0.8, fixed_log_std=math.log(0.03))  # fmt: skip
+ADROIT = dict(
+    offline_steps=20_000,
+    online_steps=1_000_000,
+    eval_every_offline=2_000,
+    failure_reward=-1.0,
+    expectile=0.8,
+    fixed_log_std=math.log(0.03),
+)
 SETTINGS = {
-    "pointmaze": dict(offline_steps=6_000, online_steps=4_000, eval_every_offline=500,
-        eval_every_online=250, gamma=0.98, reward_scale=20.0, batch_size=64, tau=0.01,
-        actor_hidden=(64, 64), critic_hidden=(64, 64), value_hidden=(64, 64), beta=10.0),
-    "antmaze": dict(offline_steps=1_000_000, online_steps=1_000_000, reward_bias=-1.0,
-        eval_every_offline=50_000, failure_reward=0.0, expectile=0.9, beta=10.0),
-    "kitchen": dict(offline_steps=500_000, online_steps=1_500_000, infinite_horizon=True,
-        eval_every_offline=50_000, eval_every_online=5_000, offline_share=0.25, beta=0.5,
-        dropout=0.1),
-    "pen-binary": ADROIT | dict(online_steps=200_000), "door-binary": ADROIT,
-    "relocate-binary": ADROIT}  # fmt: skip
+    "pointmaze": dict(
+        offline_steps=6_000,
+        online_steps=4_000,
+        eval_every_offline=500,
+        eval_every_online=250,
+        gamma=0.98,
+        reward_scale=20.0,
+        batch_size=64,
+        tau=0.01,
+        actor_hidden=(64, 64),
+        critic_hidden=(64, 64),
+        value_hidden=(64, 64),
+        beta=10.0,
+    ),
+    "antmaze": dict(
+        offline_steps=1_000_000,
+        online_steps=1_000_000,
+        eval_every_offline=50_000,
+        reward_bias=-1.0,
+        failure_reward=0.0,
+        expectile=0.9,
+        beta=10.0,
+    ),
+    "kitchen": dict(
+        offline_steps=500_000,
+        online_steps=1_500_000,
+        eval_every_offline=50_000,
+        eval_every_online=5_000,
+        infinite_horizon=True,
+        offline_share=0.25,
+        beta=0.5,
+        dropout=0.1,
+    ),
+    "pen-binary": ADROIT | dict(online_steps=200_000),
+    "door-binary": ADROIT,
+    "relocate-binary": ADROIT,
+}
+
+# ==== Networks ====================================================================================
+
 OUTPUT_GAIN = math.sqrt(2)  # of the last layers' initial weights: the same as of the others
+
 
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with ReLU between; at first the weights are orthogonal and the biases 0."""
@@ -113,6 +180,7 @@ def mlp(*widths: int) -> nn.Sequential:
         nn.init.zeros_(layers[-2].bias)
     nn.init.orthogonal_(layers[-2].weight, OUTPUT_GAIN)
     return nn.Sequential(*layers[:-1])
+
 
 class Critic(nn.Module):
     """Two Q-functions, stacked along the first axis of every Q below."""
@@ -125,6 +193,7 @@ class Critic(nn.Module):
         """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
         inputs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], -1)
         return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+
 
 class Actor(nn.Module):
     """A Gaussian: its mean is squashed, its samples are not, and its std is the same at every s."""
@@ -143,8 +212,12 @@ class Actor(nn.Module):
                 x = x * masks[i // 2]
         return x.tanh(), self.log_std.clamp(-5, 2)
 
+
+# ==== The agent: its losses and their update ======================================================
+
+
 @torch.no_grad()
-def calibration(agent: "Agent", batch: "Batch", noise: dict) -> dict[str, Tensor]:
+def calibration(agent: Agent, batch: Batch, noise: dict) -> dict[str, Tensor]:
     """How calibrated the critics are: Q at s of the data's actions, of random ones and of pi's at s
     and s', and how the last compare with the data's return. For the log; no loss sees it."""
     states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]
@@ -159,6 +232,7 @@ def calibration(agent: "Agent", batch: "Batch", noise: dict) -> dict[str, Tensor
     metrics["calibration/rate"] = (q_policy < batch.mc_returns).float().mean()
     return metrics
 
+
 class Agent(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
         super().__init__()
@@ -167,6 +241,9 @@ class Agent(nn.Module):
         self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.value = mlp(obs_dim, *args.value_hidden, 1)
+        # Of the dataset's observations, if they are normalised.
+        self.register_buffer("obs_mean", torch.zeros(obs_dim))
+        self.register_buffer("obs_std", torch.ones(obs_dim))
         self.to(device)
         value, policy, critics = (x.parameters() for x in (self.value, self.actor, self.critic))
         self.optimizers = {
@@ -175,12 +252,12 @@ class Agent(nn.Module):
             "critic": torch.optim.Adam(critics, args.critic_lr, fused=True),
         }
 
-    def advantage(self, batch: "Batch") -> Tensor:
+    def advantage(self, batch: Batch) -> Tensor:
         """A = min_i Q'_i(s, a) - V(s), (B, 1). The slow critics get no gradient."""
         q = self.critic_target(batch.obs, batch.actions[:, None]).amin(0)
         return q - self.value(batch.obs)
 
-    def value_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
+    def value_loss(self, batch: Batch, noise: dict) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(V) = E |e - 1(A < 0)| A^2. With e above 0.5 a V below Q costs
         # more than one above it, so V rises to the better actions' Q.
         advantage = self.advantage(batch)
@@ -188,7 +265,7 @@ class Agent(nn.Module):
         value_loss = (weights * advantage**2).mean()
         return value_loss, {"loss/value": value_loss}
 
-    def actor_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
+    def actor_loss(self, batch: Batch, noise: dict) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(pi) = -E exp(beta A) log pi(a|s). Their code has the limit of
         # 100, without which one action's loss can be of any size.
         with torch.no_grad():
@@ -203,7 +280,7 @@ class Agent(nn.Module):
         metrics = {"pi/effective": effective, "pi/entropy": pi.entropy().sum(-1).mean()}
         return actor_loss, metrics | {"loss/actor": actor_loss}
 
-    def critic_loss(self, batch: "Batch", noise: dict) -> tuple[Tensor, dict]:
+    def critic_loss(self, batch: Batch, noise: dict) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(Q_i) = E (Q_i(s, a) - y)^2 with y = r + gamma (1 - d) V(s'), for
         # which no action is needed at s'.
         with torch.no_grad():
@@ -213,8 +290,10 @@ class Agent(nn.Module):
         td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)
         return td_loss.sum(), {"loss/td": td_loss.mean()}
 
-    def update(self, batch: "Batch", noise: dict) -> dict[str, Tensor]:
+    def update(self, batch: Batch, noise: dict) -> dict[str, Tensor]:
         """First V; policy and critics then learn from the new V; last, the slow critics follow."""
+        batch = batch._replace(obs=self.normalize(batch.obs))
+        batch = batch._replace(next_obs=self.normalize(batch.next_obs))
         metrics = calibration(self, batch, noise) if "policy" in noise else {}
         losses = {"value": self.value_loss, "actor": self.actor_loss, "critic": self.critic_loss}
         for name, loss_of in losses.items():
@@ -242,372 +321,1049 @@ class Agent(nn.Module):
             noise["random"] = 2 * torch.rand(batch_size, 10, self.action_dim, **options) - 1
         return noise
 
+    def normalize(self, obs: Tensor) -> Tensor:
+        """(..., obs) as the networks see them: with --normalize-observations, mean 0 and std 1."""
+        if not self.args.normalize_observations:
+            return obs
+        return (obs - self.obs_mean) / self.obs_std
+
     @torch.no_grad()
     def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(..., obs) -> (..., act) in [-1, 1]: sampled with a generator, else the mode."""
-        mean, log_std = self.actor(obs)
+        mean, log_std = self.actor(self.normalize(obs.to(self.obs_mean)))
         if generator is None:
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=self.device)
         return (mean + log_std.exp() * noise).clamp(-1, 1)
 
-# ==== Part II: the plumbing. Every script has the same, to the byte; a test keeps it so. ==========
-HERE, SCRIPT = Path(__file__).resolve().parent, Path(__file__).name
-LOG_EVERY, RUN = 100, {"folder": "...", "saved": "none new; is a run at work there?"}
-PEEK = """import faulthandler, h5py, json, sys; faulthandler.dump_traceback_later(10, exit=True)
-a = h5py.File(sys.argv[1]).attrs; found = {k: a[k] for k in a if k[:4] in ("env_", "ref_")}
-print(json.dumps(found, default=lambda v: getattr(v, "decode", v.tolist)()))"""  # h5py may hang
-# B transitions: obs, next_obs (B, obs), actions (B, act) in [-1, 1]; the others are columns (B, 1),
-# to broadcast over sampled actions: rewards are scaled, a time limit is no termination.
-Batch = namedtuple("Batch", "obs actions rewards next_obs terminations mc_returns")
+    def begin_finetuning(self, buffer: ReplayBuffer) -> int:
+        """Called before the first online episode; returns how many environment steps are to be
+        played before the first online update. Here nothing changes: the same update goes on."""
+        return 0
 
-def require(good: bool, problem: str) -> None:  # else the program ends: one line, status 2
-    if not good:
-        print("\n" * sys.stdout.isatty() + SCRIPT + ":", *problem[:999].split(), file=sys.stderr)
-        sys.exit(2)
 
-class ReplayBuffer:  # the dataset, and a ring of online rows; offline_share -1: both in the ring
-    def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
-        self.args, self.widths = args, [obs_dim, action_dim, 1, obs_dim, 1, 1]
-        n = len(dataset) if args.offline_share < 0 else 0  # rows that begin the ring
-        ring = np.zeros((max(args.buffer_size, n), dataset.shape[1]), np.float32)  # not yet memory
-        self.ring, self.added = torch.from_numpy(ring).to(device), 0  # rows that ever went there
-        self.add(dataset[:n])
-        self.offline = dataset[n:].to(device, copy=n > 0)  # a view would keep the rest, too
+# ==== From here on all scripts are the same: returns, buffer, the two phases, then plumbing =======
 
-    def add(self, rows: Tensor) -> None:
-        slots = torch.arange(self.added, self.added + len(rows)) % len(self.ring)
-        self.ring[slots] = rows.to(self.ring.device)
-        self.added += len(rows)
 
-    def sample(self, generator: torch.Generator) -> Batch:
-        """Uniform with replacement; the offline share is fixed once there are online episodes."""
-        size, n_ring = self.args.batch_size, min(self.added, len(self.ring))
-        n_offline = int(size * max(self.args.offline_share, 0)) if n_ring else size
-        options = dict(generator=generator, device=self.ring.device)
-        offline = torch.randint(max(len(self.offline), 1), (n_offline,), **options)
-        online = torch.randint(max(n_ring, 1), (size - n_offline,), **options)
-        return Batch(*torch.cat([self.offline[offline], self.ring[online]]).split(self.widths, 1))
+class Batch(NamedTuple):
+    """B transitions. All but states and actions are columns, to broadcast over sampled actions."""
+
+    obs: Tensor  # (B, obs)
+    actions: Tensor  # (B, act), in [-1, 1]
+    rewards: Tensor  # (B, 1), scaled
+    next_obs: Tensor  # (B, obs)
+    terminations: Tensor  # (B, 1), 1 where the task ended; a time limit is no termination
+    mc_returns: Tensor  # (B, 1), G
+
+
+class Episode(NamedTuple):
+    """T steps of one episode, of the dataset or just played."""
+
+    obs: np.ndarray  # (T, obs)
+    actions: np.ndarray  # (T, act), in [-1, 1]
+    rewards: np.ndarray  # (T,), as the environment gives them
+    next_obs: np.ndarray  # (T, obs)
+    terminations: np.ndarray  # (T,), 1 where the task ended; a time limit is no termination
+    success: float | None = None  # the highest in info; None where the environment tells none
+
+
+def scale_rewards(args: Args, rewards: np.ndarray) -> np.ndarray:
+    return args.reward_scale * rewards + args.reward_bias
+
 
 def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
-    """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: scaled rewards (T,) -> returns (T,). G is
-    0 after the last step, or goes on at its reward (infinite_horizon); an episode of failure_reward
-    alone never ends: -1, -1 gives -10, -10 with gamma 0.9 (as in the authors' replay_buffer.py)."""
-    failure = np.float32(args.failure_reward or 0) * args.reward_scale + args.reward_bias
-    if args.failure_reward is not None and (rewards == failure).all():
-        return np.full(len(rewards), failure / (1 - args.gamma))
-    returns = [float(rewards[-1:].sum()) / (1 - args.gamma) * args.infinite_horizon]
-    for reward, termination in zip(rewards[::-1].tolist(), terminations[::-1].tolist()):
-        returns.append(reward + args.gamma * (1 - termination) * returns[-1])
-    return np.array(returns[:0:-1])
+    """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: unscaled rewards (T,) -> returns (T,).
 
-def pack(args: Args, obs, actions, rewards, next_obs, terminations) -> Tensor:
-    """One episode's arrays, rewards unscaled -> rows (T, width) with the columns of Batch."""
-    rewards = np.float32(rewards) * args.reward_scale + args.reward_bias
-    mc_returns = returns_to_go(args, rewards, terminations)
-    columns = [obs, actions, rewards[:, None], next_obs, terminations[:, None], mc_returns[:, None]]
-    return torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32))
+    After the last step G is 0 or, with infinite_horizon, assumes the last reward for ever. An
+    episode of nothing but failure_reward is taken to fail for ever, as in the authors'
+    replay_buffer.py: with gamma 0.9 the rewards -1, -1 have the returns -10, -10.
+    """
+    scaled = scale_rewards(args, rewards.astype(np.float64))
+    discounts = args.gamma * (1 - terminations.astype(np.float64))
+    for_ever = scaled / (1 - args.gamma)  # the return of a reward that is earned for ever
+    if args.failure_reward is not None and np.isclose(rewards, args.failure_reward).all():
+        return for_ever
+    returns = np.zeros(len(rewards))
+    following = for_ever[-1] if args.infinite_horizon else 0.0
+    for t in reversed(range(len(rewards))):
+        following = scaled[t] + discounts[t] * following
+        returns[t] = following
+    return returns
 
-def read_dataset(name: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays, a row for each transition, and attributes of a path, or what D4RL has of a name."""
-    data, path, key, attributes = {}, name, "file", {}
-    keys = "observations", "actions", "rewards", "terminals", "timeouts", "next_observations"
+
+def to_rows(args: Args, episode: Episode) -> Tensor:
+    """An episode as (T, width): the columns of a Batch side by side."""
+    obs, actions, rewards, next_obs, terminations, _ = episode
+    returns = returns_to_go(args, rewards, terminations)
+    scaled = scale_rewards(args, rewards)
+    columns = [obs, actions, scaled[:, None], next_obs, terminations[:, None], returns[:, None]]
+    return torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
+
+
+def draw_rows(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n of the rows, uniformly and with replacement."""
+    n_rows = max(len(rows), 1)  # of no rows none is drawn
+    return rows[torch.randint(n_rows, (n,), generator=generator, device=rows.device)]
+
+
+class ReplayBuffer:
+    """The dataset, which stays, and a ring of the newest online transitions.
+
+    With offline_share -1 the dataset lies in the ring, too, and is what is overwritten first.
+    """
+
+    def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
+        self.batch_size, self.offline_share = args.batch_size, args.offline_share
+        self.widths = [obs_dim, action_dim, 1, obs_dim, 1, 1]  # of the columns of a Batch
+        self.n_added = 0  # rows that the ring ever got
+        self.n_shared = len(dataset) if args.offline_share == -1 else 0  # of them, the dataset's
+        capacity = max(args.buffer_size, self.n_shared)
+        self.ring = torch.empty(capacity, sum(self.widths), device=device)
+        if self.n_shared:
+            self.offline = torch.empty(0, sum(self.widths), device=device)
+            self.add(dataset)
+        else:
+            self.offline = dataset.to(device)
+
+    def add(self, rows: Tensor) -> None:
+        self.n_added += len(rows)
+        rows = rows[-len(self.ring) :].to(self.ring.device)  # of more, only the newest fit
+        slots = torch.arange(self.n_added - len(rows), self.n_added, device=self.ring.device)
+        self.ring[slots % len(self.ring)] = rows
+
+    def sample(self, generator: torch.Generator) -> Batch:
+        """A batch, of which the dataset has a fixed share; all, as long as the ring is empty."""
+        online = self.ring[: self.n_added]
+        share = max(self.offline_share, 0) if len(online) else 1
+        n_offline = int(share * self.batch_size)
+        parts = [draw_rows(self.offline, n_offline, generator)]
+        parts += [draw_rows(online, self.batch_size - n_offline, generator)]
+        return Batch(*torch.cat(parts).split(self.widths, dim=1))
+
+    def largest_reward(self) -> float:
+        """The largest size of a scaled reward."""
+        column = self.widths[0] + self.widths[1]
+        rewards = torch.cat([self.offline[:, column], self.ring[: self.n_added, column]])
+        return rewards.abs().max().item()
+
+    def state_dict(self) -> dict:
+        """What is left of the online rows. The dataset is not saved: it is read again."""
+        n_online = min(self.n_added - self.n_shared, len(self.ring))
+        slots = torch.arange(self.n_added - n_online, self.n_added) % len(self.ring)
+        online = self.ring[slots.to(self.ring.device)]
+        return {"online": online, "n_added": self.n_added, "offline_share": self.offline_share}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Every row gets the slot that it had."""
+        self.offline_share = state["offline_share"]
+        self.n_added = state["n_added"] - len(state["online"])
+        self.add(state["online"])
+
+
+# ==== The two phases ==============================================================================
+
+
+def pretrain(agent: Agent, buffer: ReplayBuffer, run: Run) -> None:
+    """Offline: gradient steps on the dataset."""
+    while run.offline_steps < agent.args.offline_steps:
+        metrics = gradient_step(agent, buffer, run)
+        run.offline_steps += 1
+        run.report(metrics)
+
+
+def finetune(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:
+    """Online: play an episode, add it with its returns, take utd gradient steps for each step.
+
+    A pass of the loop is either an episode or one of the gradient steps that are due for it, so
+    that a run can be saved, stopped and continued between any two of them.
+    """
+    args = agent.args
+    if run.online_steps == 0:
+        run.updates_due = -args.utd * agent.begin_finetuning(buffer)
+    while run.updates_due > 0 or run.online_steps < args.online_steps:
+        metrics = {}
+        if run.updates_due > 0:
+            metrics = gradient_step(agent, buffer, run)
+            run.updates_due -= 1
+        else:
+            seed = seed_for(args, "episode", run.episodes)
+            exploration = run.generator("exploration", run.episodes)
+            episode = play_episode(agent, env, seed, run.stop, exploration)
+            buffer.add(to_rows(args, episode))  # it is over: now its returns are known
+            run.episodes += 1
+            run.online_steps += len(episode.rewards)
+            run.updates_due += args.utd * len(episode.rewards)
+            run.train_return = float(episode.rewards.sum())
+        run.report(metrics)
+
+
+def gradient_step(agent: Agent, buffer: ReplayBuffer, run: Run) -> dict[str, Tensor]:
+    """One batch and one update; its metrics if the log is to have them, else none."""
+    log = run.log_due()
+    batch = buffer.sample(run.generator("batch", run.updates))
+    noise = agent.draw(len(batch.obs), run.generator("noise", run.updates), log)
+    metrics = agent.update(batch, noise)
+    run.updates += 1
+    return metrics if log else {}
+
+
+# ==== Plumbing ====================================================================================
+
+SCRIPT = Path(__file__).name if "__file__" in globals() else "notebook"
+LOG_EVERY = 100  # steps between two rows of training metrics
+SAVE_EVERY = 60  # seconds between two checkpoints; every evaluation makes one, too
+LONGEST_EPISODE = 100_000  # steps; an episode that goes on has no end
+SUCCESS_KEYS = ["success", "is_success", "goal_achieved"]  # in the environment's info
+CHANGED_BY_RESUME = {"resume", "dataset", "device", "offline_steps", "online_steps"}
+FIXED_BY_PRETRAINING = ["offline_steps", "gamma", "reward_scale", "reward_bias", "failure_reward"]
+FIXED_BY_PRETRAINING += ["infinite_horizon", "normalize_observations"]
+
+
+def fail(problem: str) -> NoReturn:
+    """Ends the program where what the user gave cannot work: one line, status 2."""
+    tqdm.write(f"{SCRIPT}: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check(good: bool, problem: str) -> None:
+    if not good:
+        fail(problem)
+
+
+def warn(problem: str) -> None:
+    tqdm.write(f"{SCRIPT}: warning: {problem}", file=sys.stderr)
+
+
+def seed_for(args: Args, purpose: str, index: int = 0) -> int:
+    """A seed of its own for each purpose and index, all of them given by --seed."""
+    entropy = [args.seed, index, *purpose.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def seed_everything(args: Args) -> None:
+    """The generators that belong to nobody: weights are drawn from torch's, and an environment
+    of the user's may draw from any of them."""
+    seed = seed_for(args, "weights")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# ---- The dataset's file --------------------------------------------------------------------------
+
+
+def find_dataset(name: str) -> tuple[Path, dict]:
+    """The path of a file or of a dataset's name, and what is known of the name's task."""
+    path = Path(name)
+    if os.path.isfile(name):
+        return path, {}
+    check(not path.is_dir(), f"--dataset {name}: is a folder; give one of its files")
+    problem = f"--dataset {name}: no such file"
+    check(path.name == name and not path.suffix, problem)
     try:
-        if not os.path.isfile(name):  # what knows D4RL's names lies beside the script
-            path, attributes = importlib.import_module("benchmarks.data.names").find(name)
-        with open(path, "rb") as content, h5py.File(path) as file:
-            attributes["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-            links = [k for k in file if not isinstance(file.get(k, getlink=True), h5py.HardLink)]
-            require(not links, f"--dataset {path}: {links!r:.99} are links; copy what they mean")
-            for key in [key for i, key in enumerate(keys) if i < 4 or key in file]:
-                array, most = file[key], 25 * os.path.getsize(path)  # 100 times the file
-                huge = max(math.prod(array.shape), math.prod(array.chunks or ())) > most
-                zips = array.id.get_create_plist().get_nfilters() - array.shuffle - array.fletcher32
-                if array.is_virtual or array.external or huge or zips > 1:
-                    raise ValueError("in another file, or too huge for this one, or packed twice")
-                data[key] = array.astype(np.float32)[()]  # half the memory of float64
-        key, peek = "unreadable attributes env_* or ref_*", [sys.executable, "-c", PEEK, path]
-        attributes |= json.loads(subprocess.run(peek, capture_output=True, process_group=0).stdout)
-        low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
-        require(-1e9 < low < high - 1e-6 < 1e9, f"--dataset {path}: ref_min_score not below max")
-    except Exception as error:  # whatever h5py may raise about a damaged file
-        require(False, f"--dataset {path}: {key}: {error!r}; see 'Your own data' in the README")
+        from benchmarks.data import names  # lies beside the script, unless that was copied alone
+    except ImportError:
+        fail(f"{problem}, and names of datasets need the folder benchmarks/ beside the script")
+    try:
+        return names.find(name)
+    except (ImportError, OSError) as error:
+        fail(f"{problem}; {error}")
+
+
+def read_dataset(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """All rows of an HDF5 file in D4RL's flat layout as float32, and the file's own attributes."""
+    required = ["observations", "actions", "rewards", "terminals"]
+    optional = ["timeouts", "next_observations"]
+    where = f"--dataset {path}"
+    data, attributes = {}, {}
+    try:
+        with h5py.File(path) as file:
+            missing = [key for key in required if key not in file]
+            if missing:
+                fail(f"{where}: {other_layout(file) or 'has no ' + ', '.join(missing)}")
+            for key in required + [key for key in optional if key in file]:
+                problem = f"{where}: {key} must be an array of numbers"
+                check(
+                    isinstance(file[key], h5py.Dataset) and file[key].dtype.kind in "fiub", problem
+                )
+                data[key] = file[key].astype(np.float32)[()]
+            for key in ["env_id", "env_kwargs", "ref_min_score", "ref_max_score"]:
+                if key in file.attrs:
+                    value = file.attrs[key]
+                    attributes[key] = value.decode() if isinstance(value, bytes) else value
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # as h5py calls damage
+        fail(f"{where}: cannot be read as HDF5 ({error}){advice_for_other_formats(path)}")
     return data, attributes
 
-def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tensor:
-    """Whole episodes as rows (N, width), actions moved from the environment's box to [-1, 1]. As in
-    the authors' code a terminal or a timeout ends one (without timeouts the environment's limit);
-    what has no successor is left out: a timeout's step, the last row, an open tail."""
-    where, box, n = f"--dataset {args.dataset}:", env.env.action_space, data["rewards"].size
-    shapes = {"observations": env.observation_space.shape, "actions": box.shape}
+
+def other_layout(file: h5py.File) -> str:
+    """What to do with an HDF5 file of another well-known layout; empty if it is none of them."""
+    if "episode_0" in file:
+        return "is a file of Minari's; run `python -m benchmarks.data.convert minari ID` first"
+    if "data" in file and "demo_0" in file["data"]:
+        return "is a file of robomimic's; run `python -m benchmarks.data.convert robomimic` first"
+    return ""
+
+
+def advice_for_other_formats(path: Path) -> str:
+    """What to do with a file that is no HDF5 but whose name tells what it may be."""
+    if path.suffix == ".npz":
+        return "; if it is OGBench's, run `python -m benchmarks.data.convert ogbench` first"
+    if path.suffix in (".npy", ".pkl", ".pickle"):
+        return "; if it has demonstrations, run `python -m benchmarks.data.convert adroit` first"
+    return ""
+
+
+def hash_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None:
+    """The arrays go together and with the environment, and all numbers are finite.
+
+    Columns (N, 1) in place of (N,), and the other way round where actions are single numbers, are
+    put right; the flags become truth values.
+    """
+    where, n = f"--dataset {args.dataset}", data["rewards"].shape[0] if data["rewards"].shape else 0
+    check(n > 0, f"{where}: has no rows")
+    shapes = {key: (n,) for key in data}
+    shapes |= {"actions": (n, *action_box(env).shape)}
+    shapes |= {"observations": (n, *env.observation_space.shape)}
+    shapes["next_observations"] = shapes["observations"]
+    check(data["observations"].ndim < 3, f"{where}: images as observations are not supported")
     for key, array in data.items():
-        shape = (n, *shapes.get(key.removeprefix("next_"), ()))
-        array = data[key] = array[:, 0] if array.shape == (*shape, 1) else array
-        good = n and array.shape == shape and -1e9 < array.min() <= array.max() < 1e9
-        require(good, f"{where} {key} {array.shape} must be {shape} finite numbers; see --env-id")
-    obs, actions, terminations = data["observations"], data["actions"], data["terminals"] != 0
-    outside = ((actions < box.low - 1e-4) | (actions > box.high + 1e-4)).mean()
-    require(outside < 0.5, f"{where} {outside:.0%} of actions outside the action box; rescale them")
-    if outside:
-        print(f"{where} {outside:.2%} of the numbers of actions are clipped to the action box")
-    steps, limit = np.arange(n), env.spec.max_episode_steps or n + 1
-    steps -= np.maximum.accumulate(np.roll(terminations, 1) * steps)  # since the last terminal
-    timeouts = data.get("timeouts", steps % limit == limit - 1) != 0
-    ends = np.flatnonzero(terminations | timeouts) + 1
-    timeouts &= ~terminations
-    timeouts[-1] = not terminations[-1]  # left out like a timeout's step
-    starts, stops = np.append(0, ends)[:-1], ends - timeouts[ends - 1]
-    sizes, following = stops - starts, data.get("next_observations", obs[[*range(1, n), -1]])
-    require(sizes.sum(), f"{where} no whole episode; mark their ends in terminals or timeouts")
-    rows = torch.empty(sizes.sum(), 2 * obs.shape[1] + actions.shape[1] + 3)
-    for at, part in zip(map(slice, starts, stops), rows.split(sizes.tolist())):
-        scaled = 2 * (actions[at] - box.low) / (box.high - box.low) - 1
-        columns = data["rewards"][at], following[at], terminations[at]
-        part[:] = pack(args, obs[at], scaled.clip(-0.99999, 0.99999), *columns)
-    data.clear()  # the rows have it all, and it can be gigabytes
-    return rows
+        wanted = shapes[key]
+        if array.size == math.prod(wanted) and array.shape in [wanted[:1], (n, 1)]:
+            array = data[key] = array.reshape(wanted)
+        problem = f"{key} has the shape {array.shape}, but {env.spec.id} needs {wanted}"
+        check(array.shape == wanted, f"{where}: {problem}; see --env-id")
+        finite = np.isfinite(array.reshape(n, -1)).all(axis=1)
+        check(finite.all(), f"{where}: {key} has NaN or inf in row {finite.argmin()}")
+    data["terminals"] = data["terminals"] != 0
+    if "timeouts" in data:
+        data["timeouts"] = data["timeouts"] != 0
+    else:
+        data["timeouts"] = guess_timeouts(data["terminals"], env.spec.max_episode_steps)
+
+
+def guess_timeouts(terminals: np.ndarray, time_limit: int | None) -> np.ndarray:
+    """For a file without timeouts: episodes were cut short at the environment's time limit."""
+    timeouts, length = np.zeros(len(terminals), bool), 0
+    for i, terminal in enumerate(terminals):
+        length += 1
+        timeouts[i] = length == time_limit
+        if terminal or timeouts[i]:
+            length = 0
+    return timeouts
+
+
+def find_episodes(data: dict[str, np.ndarray]) -> list[slice]:
+    """The rows of each episode, in order.
+
+    As in the authors' code, what has no successor is left out: the step of a timeout and an
+    episode that does not end. A terminal needs none, so it always stays: where the time was up,
+    too (gymnasium sets both), and in the last row of the file.
+    """
+    episodes, start = [], 0
+    for end in np.flatnonzero(data["terminals"] | data["timeouts"]).tolist():
+        stop = end + 1 if data["terminals"][end] else end
+        if stop > start:
+            episodes.append(slice(start, stop))
+        start = end + 1
+    return episodes
+
+
+def load_rows(args: Args, data: dict[str, np.ndarray], episodes: list[slice], env: gym.Env):
+    """The dataset's episodes as one tensor (N, width), with the columns of a Batch."""
+    box, obs = action_box(env), data["observations"]
+    n_rows = sum(rows.stop - rows.start for rows in episodes)
+    loaded = torch.empty(n_rows, 2 * obs.shape[1] + box.shape[0] + 3)
+    begin = 0
+    for rows in episodes:
+        actions = 2 * (data["actions"][rows] - box.low) / (box.high - box.low) - 1
+        # Not up to the edge, where the density of a squashed Gaussian ends.
+        actions = actions.clip(-0.99999, 0.99999)
+        next_obs = next_observations(data, rows)
+        terminations = data["terminals"][rows].astype(np.float32)
+        episode = Episode(obs[rows], actions, data["rewards"][rows], next_obs, terminations)
+        end = begin + len(actions)
+        loaded[begin:end] = to_rows(args, episode)
+        begin = end
+    return loaded
+
+
+def next_observations(data: dict[str, np.ndarray], rows: slice) -> np.ndarray:
+    """The file's own, else the next rows'. A terminal in the file's last row gets any: it is
+    never asked what comes after a terminal."""
+    if "next_observations" in data:
+        return data["next_observations"][rows]
+    following = np.arange(rows.start + 1, rows.stop + 1)
+    return data["observations"][following.clip(max=len(data["observations"]) - 1)]
+
+
+def set_normalization(agent: Agent, obs: Tensor) -> None:
+    """Mean and std of the dataset's observations (N, obs); they are saved with the agent."""
+    agent.obs_mean.copy_(obs.mean(dim=0, dtype=torch.float64))
+    agent.obs_std.copy_(obs.std(dim=0, unbiased=False) + 1e-3)  # what never changes stays finite
+
+
+# ---- The environment, episodes and evaluations ---------------------------------------------------
+
 
 def make_env(args: Args, attributes: dict) -> gym.Env:
-    """That of --env-id, or the dataset's own: flat observations, actions in [-1, 1]."""
-    own = attributes.get("env_id", f"benchmarks.envs:{Path(args.dataset).stem}")
-    env_id, kwargs = args.env_id or own, attributes.get("env_kwargs", "{}")
+    """That of --env-id, else the dataset's own; flat observations, actions in [-1, 1]."""
+    env_id = args.env_id or attributes.get("env_id") or f"benchmarks.envs:{Path(args.dataset).stem}"
+    where = f"--env-id {env_id}"
     try:
-        env = gym.wrappers.FlattenObservation(gym.make(env_id, **json.loads(kwargs)))
-        env.reset(seed=0)
-    except BaseException as error:  # whatever a module or an environment may raise, SystemExit too
-        require(False, f"--env-id {env_id} {kwargs}: {error!r}; give id or module:id on PYTHONPATH")
-    obs_box, box = env.observation_space, env.action_space
-    good = isinstance(box, gym.spaces.Box) and box.is_bounded() and len(box.shape) == 1
-    good = good and (box.low < box.high).all() and obs_box.shape
-    require(good, f"--env-id {env_id}: {obs_box}, {box}; needed are boxes, actions' with bounds")
+        env = gym.make(env_id, **json.loads(attributes.get("env_kwargs", "{}")))
+    except (gym.error.Error, ImportError) as error:
+        fail(f"{where}: {error}; give an id of gymnasium's, or module:id")
+    except json.JSONDecodeError as error:
+        fail(f"{where}: the dataset's attribute env_kwargs is no JSON ({error})")
+    box = env.action_space
+    check(isinstance(box, gym.spaces.Box), f"{where}: its actions are {box}, not a box of numbers")
+    check(len(box.shape) == 1, f"{where}: actions have the shape {box.shape}, not one axis")
+    check(box.is_bounded(), f"{where}: its actions have no bounds; a wrapper may set some")
+    check((box.low < box.high).all(), f"{where}: its actions' bounds leave no room: {box}")
+    space = env.observation_space
+    images = isinstance(space, gym.spaces.Box) and len(space.shape) > 1
+    check(not images, f"{where}: images as observations are not supported: {space}")
+    env = gym.wrappers.FlattenObservation(env)
+    flat = isinstance(env.observation_space, gym.spaces.Box)
+    check(flat, f"{where}: its observations, {space}, are no fixed number of numbers")
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
-def seed_of(args: Args, purpose: str, k: int = 0) -> int:  # so no generator's state can be lost
-    return int(np.random.SeedSequence([args.seed, k, *purpose.encode()]).generate_state(1)[0])
 
-def run_episode(agent: "Agent", env: gym.Env, k: int, generator=None) -> tuple[tuple, float]:
-    """Plays the policy's mode, in evaluation, or with a generator samples: obs, actions, rewards,
-    next_obs and terminations, T rows each, and the highest success that was told, else nan."""
-    name, steps, success, over = "episode" if generator else "evaluation", [], math.nan, False
+def action_box(env: gym.Env) -> gym.spaces.Box:
+    """The box that the dataset's actions lie in: that of the environment inside RescaleAction."""
+    return env.env.action_space
+
+
+class Stopped(Exception):
+    """The run was asked to end."""
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM end a run where it does no harm: between two steps. A second one kills.
+
+    As a context it takes over the two signals, and gives them back at its end. Only the main
+    thread can do that: elsewhere it does nothing.
+    """
+
+    def __init__(self):
+        self.received = None
+        self.handlers = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+    def check(self) -> None:
+        if self.received:
+            raise Stopped(self.received)
+
+
+def play_episode(
+    agent: Agent,
+    env: gym.Env,
+    seed: int,
+    stop: StopSignal,
+    generator: torch.Generator | None = None,
+) -> Episode:
+    """One episode with the policy's mode or, with a generator, with samples of it."""
+    obs, _ = env.reset(seed=seed)
+    steps, success, over = [], None, False
+    while not over:
+        stop.check()
+        state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
+        action = agent.act(state, generator).cpu().numpy()
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        steps.append((obs, action, float(reward), next_obs, float(terminated)))
+        success = highest_success(success, info)
+        if not np.isfinite(next_obs).all() or not math.isfinite(reward):
+            raise ValueError(f"step {len(steps)} gives reward {reward}, observation {next_obs}")
+        if len(steps) == LONGEST_EPISODE:
+            raise ValueError(f"no end after {len(steps)} steps; give it a max_episode_steps")
+        obs, over = next_obs, terminated or truncated
+    return Episode(*(np.array(column) for column in zip(*steps)), success)
+
+
+def highest_success(before: float | None, info: dict) -> float | None:
+    """The highest success of an episode so far; None as long as info tells none."""
+    for key in SUCCESS_KEYS:
+        if key in info:
+            value = np.asarray(info[key])
+            number = value.size == 1 and value.dtype.kind in "fiub"
+            check(number, f"the environment's info[{key!r}] is {info[key]!r}, not a number")
+            before = max(before or 0.0, float(value.item()))
+    return before
+
+
+def judge(agent: Agent, episodes: list[Episode], attributes: dict) -> dict[str, float]:
+    """The means of an evaluation's episodes.
+
+    score: the success where the environment tells it, else the return, normalised by the dataset's
+    reference scores where it has some. q_s0 is the critics' forecast of discounted_return.
+    """
+    args = agent.args
+    returns = [episode.rewards.sum() for episode in episodes]
+    discounted_returns = []
+    for episode in episodes:
+        discounts = args.gamma ** np.arange(len(episode.rewards))
+        discounted_returns.append((discounts * scale_rewards(args, episode.rewards)).sum())
+    starts = torch.from_numpy(np.array([episode.obs[0] for episode in episodes], np.float32))
+    starts = starts.to(agent.device)
+    with torch.no_grad():
+        q = agent.critic(agent.normalize(starts), agent.act(starts)[:, None])
+    low, high = attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)
+    result = {
+        "score": (np.mean(returns) - low) / (high - low),
+        "return": np.mean(returns),
+        "discounted_return": np.mean(discounted_returns),
+        "q_s0": q.amin(0).mean().item(),
+    }
+    if any(episode.success is not None for episode in episodes):
+        result["success"] = np.mean([episode.success or 0.0 for episode in episodes])
+        result["score"] = result["success"]
+    return {key: float(value) for key, value in result.items()}
+
+
+# ---- Settings: the command line and args.json ----------------------------------------------------
+
+
+def at_least(args: Args, lowest: int, *names: str) -> None:
+    """Raises: ValueError, which tyro shows as an error of the command line."""
+    for name in names:
+        if not np.all(np.array(getattr(args, name)) >= lowest):
+            raise ValueError(f"--{name.replace('_', '-')}: must be at least {lowest}")
+
+
+def parse_args(argv: list[str]) -> Args:
+    """The command line, over the settings of the dataset's row, over the defaults."""
+    words = [word for word in argv if word not in ("-h", "--help")]
+    refuse_several_files(words)
+    given = tyro.cli(Args, prog=SCRIPT, args=words)  # to see what the defaults are to be
+    if given.resume is not None:
+        return args_of_resumed_run(argv, given.resume)
+    defaults = Args(**SETTINGS.get(row_of(given.dataset), {}))
+    if given.pretrained is not None:
+        defaults = defaults_from_pretraining(given.pretrained)
+    args = tyro.cli(Args, prog=SCRIPT, args=argv, default=defaults, description=__doc__)
+    if given.pretrained is not None:
+        changed = [name for name in FIXED_BY_PRETRAINING if differ(args, defaults, name)]
+        where = f"--pretrained {args.pretrained}"
+        check(not changed, f"{where}: was trained with other settings of {', '.join(changed)}")
+    if os.path.isfile(args.dataset):
+        args.dataset = str(Path(args.dataset).resolve())  # --resume may be called from elsewhere
+    label = f"{Path(args.dataset).stem}{'-finetuned' if args.pretrained else ''}-s{args.seed}"
+    args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{label}"
+    return args
+
+
+def refuse_several_files(words: list[str]) -> None:
+    if "--dataset" in words:
+        following = words[words.index("--dataset") + 1 :]
+        files = list(itertools.takewhile(lambda word: not word.startswith("-"), following))
+        how = f"python -m benchmarks.data.convert join {' '.join(files)} --out joined.hdf5"
+        check(len(files) < 2, f"--dataset takes one file; join these with `{how}`")
+
+
+def row_of(dataset: str) -> str:
+    """The row of SETTINGS for a dataset's name or path; "own" if there is none."""
+    name = Path(dataset).stem
+    rows = [row for row in SETTINGS if f"{name}-".startswith(f"{row}-")]
+    return rows[0] if rows else "own"
+
+
+def differ(one: Args, other: Args, name: str) -> bool:
+    return getattr(one, name) != getattr(other, name)
+
+
+def read_record(folder: str, flag: str) -> tuple[dict, Args]:
+    """What args.json of a run's folder has, and the settings in it."""
     try:
-        obs, _ = env.reset(seed=seed_of(agent.args, name, k))
-        while not over:
-            state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
-            action = agent.act(state.view(env.observation_space.shape), generator).cpu().numpy()
-            next_obs, reward, terminated, truncated, info = env.step(action)
-            steps.append((obs, action, float(reward), next_obs, float(terminated)))
-            for key in info.keys() & {"success", "is_success", "goal_achieved"}:
-                success = np.fmax(success, float(info[key]))
-            numbers = np.append([obs, next_obs], [reward, terminated, np.nan_to_num(success)])
-            if not np.abs(numbers).max() < 1e9 or "signal" in RUN or len(steps) == 100_000:
-                raise ValueError(f"no end, or beyond 1e9: {numbers.min():g} to {numbers.max():g}")
-            obs, over = next_obs, bool(terminated or truncated)
-    except BaseException as error:  # whatever an environment may raise
-        raise InterruptedError(f"{name} {k}, after {len(steps)} steps: {error!r}") from error
-    return tuple(np.array(column) for column in zip(*steps)), success
+        record = json.loads((Path(folder) / "args.json").read_text())
+        settings = record["settings"]
+        for name, value in settings.items():
+            settings[name] = tuple(value) if isinstance(value, list) else value
+        args = Args(**settings)
+        script = record["script"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        fail(f"{flag} {folder}: is not the folder of a run ({error!r})")
+    check(script == SCRIPT, f"{flag} {folder}: was made by {script}; use that")
+    return record, args
 
-def evaluate(agent: "Agent", env: gym.Env, attributes: dict) -> dict[str, float]:
-    """Means over episodes with the same seeds each time. score: the success, if any episode told
-    it, else the return between the dataset's reference scores. q_s0 foretells discounted_return."""
-    args, results, low = agent.args, [], attributes.get("ref_min_score", 0.0)
-    for k in range(args.eval_episodes):
-        (obs, _, rewards, _, _), success = run_episode(agent, env, k)
-        start = torch.as_tensor(obs[:1], dtype=torch.float32, device=agent.device)
-        q_s0 = agent.critic(start, agent.act(start)[:, None]).min().item()
-        scaled = rewards * args.reward_scale + args.reward_bias
-        obtained = (scaled * args.gamma ** np.arange(len(scaled))).sum()
-        normalised = (rewards.sum() - low) / (attributes.get("ref_max_score", 1.0) - low)
-        results.append((success, normalised, rewards.sum(), obtained, q_s0))
-    columns, keys = np.array(results).T, ("success", "score", "return", "discounted_return", "q_s0")
-    columns[:2] = columns[:2] if np.isnan(columns[0]).all() else np.nan_to_num(columns[0])
-    return dict(zip(keys, columns.mean(1).tolist()))
 
-def parse_args(argv: list[str]) -> tuple[Args, dict]:
-    """The settings, checked, and the record of the run that args.json has or is to have."""
-    args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])
-    flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    path, resume = Path(args.dataset), "--resume" in flags and not {"-h", "--help"} & {*argv}
-    row = next((r for r in SETTINGS if f"{path.stem}-".startswith(r + "-")), "own")
-    if resume:
-        others = " ".join(flags - {"--resume", "--device"})
-        require(not others, f"--resume takes all settings from the run; leave out {others}")
-        try:
-            record = json.loads((Path(args.resume or "-") / "args.json").read_text())
-            script, row, _, _ = (record[k] for k in ("script", "row", "sha256", "dataset_sha256"))
-            require(script == SCRIPT, f"--resume {args.resume}: made by {script}; go on with that")
-            args = Args(**record["settings"] | {f[2:]: getattr(args, f[2:]) for f in flags})
-        except Exception as error:  # whatever may stand in args.json
-            require(False, f"--resume {args.resume}: not the folder of a run ({error!r:.99})")
+def args_of_resumed_run(argv: list[str], folder: str) -> Args:
+    """The run's own settings, but for those that may change: it may go on for longer, on another
+    device, with a dataset that was moved."""
+    record, saved = read_record(folder, "--resume")
+    args = tyro.cli(Args, prog=SCRIPT, args=argv, default=saved, description=__doc__)
+    args.resume = folder
+    changed = [name for name in vars(args) if differ(args, saved, name)]
+    fixed = ", ".join(name for name in changed if name not in CHANGED_BY_RESUME)
+    check(not fixed, f"--resume keeps the settings of a run; {fixed} cannot change")
+    longer = args.online_steps >= saved.online_steps and args.offline_steps >= saved.offline_steps
+    check(longer, f"--resume {folder}: the phases of a run can become longer, not shorter")
+    args.run_dir = folder  # it may have been moved
+    return args
+
+
+def defaults_from_pretraining(folder: str) -> Args:
+    """The settings of the run whose pre-training is used, for a run of its own."""
+    _, saved = read_record(folder, "--pretrained")
+    check((Path(folder) / "pretrained.pt").exists(), f"--pretrained {folder}: has not got that far")
+    saved.run_dir, saved.resume, saved.pretrained = "", None, folder
+    return saved
+
+
+def check_hash(args: Args, sha256: str) -> None:
+    """A run goes on with the data that it began with."""
+    for flag, folder in [("--resume", args.resume), ("--pretrained", args.pretrained)]:
+        if folder is not None:
+            record, _ = read_record(folder, flag)
+            same = record.get("dataset_sha256") == sha256
+            problem = f"{flag} {folder}: {args.dataset} is not the file that this run began with"
+            check(same, f"{problem}; give that file with --dataset")
+
+
+def describe_run(args: Args, task: Task) -> dict:
+    """What args.json tells of a new run, for those who want to repeat it."""
+    here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    packages = {package.name: package.version for package in importlib.metadata.distributions()}
+    return {
+        "script": SCRIPT,
+        "row": row_of(args.dataset),
+        "settings": asdict(args),
+        "dataset_sha256": task.sha256,
+        "dataset": task.description,
+        "commit": commit,
+        "hardware": [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu],
+        "python": sys.version,
+        "packages": packages,
+    }
+
+
+def save_record(args: Args, task: Task) -> None:
+    """args.json of a new run; of a resumed one it is kept, but for settings that have changed."""
+    if args.resume is None:
+        record = describe_run(args, task)
     else:
-        args = tyro.cli(Args, args=argv, default=Args(**SETTINGS.get(row, {})))
-        args.dataset = str(path.resolve() if os.path.isfile(path) else path)
-        args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{path.stem}-s{args.seed}"
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        git = subprocess.getoutput(f"git -C '{HERE}' describe --always --dirty --abbrev=40")
-        record = {"script": SCRIPT, "row": row, "settings": asdict(args), "commit": git}
-        found = importlib.metadata.distributions()
-        record["versions"] = {d.name: d.version for d in found} | {"python": sys.version}
-        record["hardware"] = [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu]
-    digest = hashlib.sha256(json.dumps(record["settings"]).encode()).hexdigest()
-    require(record.setdefault("sha256", digest) == digest, f"{args.resume}/args.json: edited; undo")
-    limits = dict(gamma=(0, 0.99999), tau=(1e-6, 1), dropout=(0, 0.99), expectile=(0, 1))
-    limits |= dict(awac_lambda=(1e-6, 1e9), fixed_log_std=(-5, 2), offline_share=(-1, 1))
-    for name, value in vars(args).items():
-        low = 0 if name.endswith(("seed", "steps", "lr", "weight", "beta", "decay")) else 1
-        high = 1e4 if name.endswith(("hidden", "actions", "threads", "batch_size")) else 1e9
-        low, high = limits.get(name, (-1e9 if low and type(value) is float else low, high))
-        good = isinstance(value, str | bool | None) or np.all(np.clip(value, low, high) == value)
-        require(good, f"--{name.replace('_', '-')} {value}: must lie from {low:g} to {high:g}")
-    require(args.offline_share in (-1, abs(args.offline_share)), "--offline-share: -1 or from 0 on")
-    require(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: no CUDA; use cpu")
-    return args, record
+        record, saved = read_record(args.resume, "--resume")
+        own = {"resume": None, "run_dir": saved.run_dir}
+        record["settings"] = asdict(args) | own
+    content = json.dumps(record, indent=2).encode()
+    write_whole(Path(args.run_dir) / "args.json", lambda file: file.write(content))
 
-def write(path: Path, content: bytes) -> None:  # all or nothing; a previous checkpoint is kept
-    part = path.with_suffix(".tmp")
+
+# ---- Files of a run ------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file gets its name when it is whole and on the disk."""
+    unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        with open(part, "wb") as file:
-            file.write(content)
+        with open(unfinished, "wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-        if path.suffix == ".pt" and path.exists():
-            os.replace(path, path.with_suffix(".previous"))
-        os.replace(part, path)
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
-def train(agent: "Agent", buffer: ReplayBuffer, env, attributes, done, writer, save) -> None:
-    """Both phases. x, gradient steps plus online environment steps, is the axis of all logs."""
-    args, generator, first, began = agent.args, torch.Generator(agent.device), done.x, time.time()
-    end, total, saved = args.offline_steps, args.offline_steps + args.online_steps, began
-    looks = [*range(0, end, args.eval_every_offline), *range(end, total, args.eval_every_online)]
-    while "signal" not in RUN:
-        x, fine_tuning, log = done.x, done.x >= end, (done.x + 1) % LOG_EVERY == 0
-        due = end + done.env_steps - x  # steps to train before the next episode
-        if look := x >= done.next_eval and (due == 0 or not fine_tuning):
-            result = evaluate(agent, env, attributes)
-            rewards = [part[:, sum(buffer.widths[:2])] for part in (buffer.offline, buffer.ring)]
-            result["q_bound"] = torch.cat(rewards).abs().max().item() / (1 - args.gamma)
-            done.evals.append((x, result))
-            if scores := [past["score"] for at, past in done.evals if at > end]:
-                result["dip"] = min(scores) - done.evals[-len(scores) - 1][1]["score"]
-                result["regret"] = 1 - sum(scores) / len(scores)
-            if abs(result["q_s0"]) > result["q_bound"] and vars(done).setdefault("explode", x) == x:
-                print(f"{SCRIPT}: Q(s0) explodes: beyond q_bound from step {x}", file=sys.stderr)
-            done.rows |= {f"eval/{key}": value for key, value in result.items()}
-            done.next_eval = min([step for step in (*looks, total) if step > x], default=x + 1)
-        for key, value in done.rows.items():
-            writer.add_scalar(key, value, x)
-        done.rows, done.logged = {}, x
-        if look or (x % LOG_EVERY == 0 and sys.stdout.isatty()):
-            at, of, since = (k + (args.utd - 1) * max(k - end, 0) for k in (x, total, first))
-            last, rate = done.evals[-1][1], (at - since) / (time.time() - began) or math.nan
-            line = f"{'offline' if x <= end else 'online':7} {x:>7}/{total}  {rate:4.0f} updates/s"
-            line += f"  {max(of - at, 0) / rate / 60:5.1f} min left  score {last['score']:.2f}"
-            line += f"  success {last['success']:.2f}  Q(s0) {last['q_s0']:6.1f}"
-            line = f"{line} of {last['discounted_return']:6.1f}".replace("nan", "  ?")
-            print(line if look else line[:79], end="\n" if look else "\r", flush=True)
-        if look or time.time() - saved > min(60, saved - began):  # so that any life gets on
-            save()
-            saved = time.time()
-        if fine_tuning and due == 0:
-            if done.env_steps >= args.online_steps:
-                return
-            generator.manual_seed(seed_of(args, "exploration", done.episodes))
-            episode, _ = run_episode(agent, env, done.episodes, generator)
-            buffer.add(pack(args, *episode))  # it is over: now its returns are known
-            done.rows["train/return"] = float(episode[2].sum())
-            done.env_steps, done.episodes = done.env_steps + len(episode[2]), done.episodes + 1
-        for k in range(args.utd if fine_tuning else 1):
-            batch = buffer.sample(generator.manual_seed(seed_of(args, "batch", x * args.utd + k)))
-            generator.manual_seed(seed_of(args, "noise", x * args.utd + k))
-            metrics = agent.update(batch, agent.draw(args.batch_size, generator, log))
-            bad = [key for key, value in metrics.items() if key[0] in "lq" and not value.isfinite()]
-            if bad:
-                raise FloatingPointError(f"{', '.join(bad)} not finite in step {x + 1}")
-        done.x, done.rows = x + 1, done.rows | (metrics if log else {})
-    raise InterruptedError
 
-def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: RUN.update(signal=signal.Signals(number).name))
-    args, record = parse_args(sys.argv[1:])
-    data, attributes = read_dataset(args.dataset)
-    same = record.setdefault("dataset_sha256", attributes["sha256"]) == attributes["sha256"]
-    require(same, f"{args.dataset} changed; restore it")
-    if args.env_id and args.env_id != attributes.get("env_id", args.env_id):
-        attributes = {}  # arguments and scores of another environment
-    env = make_env(args, attributes)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(seed_of(args, "weights"))
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    sizes = env.observation_space.shape[0], env.action_space.shape[0]
-    agent = Agent(args, *sizes, device)
-    buffer = ReplayBuffer(args, load_episodes(args, data, env), *sizes, device)
-    RUN["folder"] = run_dir = Path(args.resume or args.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _lock, RUN["saved"] = filelock.FileLock(run_dir / "lock").acquire(timeout=0), "none new"
-    begun = not args.resume and [*run_dir.glob("args.json"), *run_dir.glob("checkpoint.p*")]
-    require(not begun, f"--run-dir {run_dir}: holds a run; take another, or --resume {run_dir}")
-    if not args.resume:
-        write(run_dir / "args.json", json.dumps(record, indent=2).encode())
-    print(f"{SCRIPT}: row '{record['row']}', {device}, {run_dir}", flush=True)
-    done = SimpleNamespace(x=0, env_steps=0, episodes=0, next_eval=0, evals=[], rows={}, logged=-1)
-    checkpoint, parts = run_dir / "checkpoint.pt", {"agent": agent, **agent.optimizers}
-    files = [path for path in (checkpoint, checkpoint.with_suffix(".previous")) if path.exists()]
-    for path in files:  # the last 32 bytes are a hash of the others
-        content = path.read_bytes()
-        if intact := hashlib.sha256(content[:-32]).digest() == content[-32:]:
-            break
-        print(f"{SCRIPT}: {path} is damaged", file=sys.stderr)
-    if files:
-        require(intact, f"delete {run_dir}/checkpoint.* to begin again")
+def read_state(path: Path, device: str) -> dict:
+    """Raises: whatever a damaged file makes zipfile or torch raise. No code in a file is run."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch itself would take any bits for numbers
+    if damaged:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+    return torch.load(path, device, weights_only=True)
+
+
+def read_checkpoint(folder: Path, device: str) -> dict | None:
+    """The newest checkpoint that is whole; None where there is none yet."""
+    newest, previous = folder / "checkpoint.pt", folder / "checkpoint.previous"
+    existing = [path for path in (newest, previous) if path.exists()]
+    for path in existing:
         try:
-            state = torch.load(io.BytesIO(content), device, weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            vars(done).update(state["done"])
-            buffer.added += done.env_steps - len(state["ring"])
-            buffer.add(state["ring"])
-        except Exception as error:  # intact, so it stays as it is
-            require(False, f"{path} is not of this script, or memory lacks: {error!r}")
-        path.replace(checkpoint)  # the previous one in the place of a damaged one
-        RUN["saved"] = f"step {done.x}, see --resume"
+            state = read_state(path, device)
+        except Exception as error:
+            warn(f"{path} is damaged: {error}")
+        else:
+            path.replace(newest)  # the previous one takes the place of a damaged one
+            return state
+    check(not existing, f"--resume {folder}: delete checkpoint.* there to begin this run again")
+    return None
 
-    def save() -> None:
-        checked = [*agent.parameters(), torch.tensor([past["q_s0"] for _, past in done.evals])]
-        if not all(tensor.isfinite().all() for tensor in checked):
-            raise FloatingPointError(f"a weight or Q(s0) not finite after step {done.x}")
-        writer.flush()
-        online = torch.arange(-min(done.env_steps, len(buffer.ring)), 0) + buffer.added
-        state = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"done": vars(done), "ring": buffer.ring[online % len(buffer.ring)]}
-        torch.save(state, content := io.BytesIO())
-        write(checkpoint, content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
-        RUN["saved"] = f"step {done.x}, see --resume"
 
-    writer = SummaryWriter(run_dir, purge_step=done.logged + 1)  # what a killed run did beyond
+@contextlib.contextmanager
+def hold(args: Args) -> Iterator[None]:
+    """Keeps other runs out of a run's folder, be they at work there or finished."""
+    folder = Path(args.run_dir)
     try:
-        train(agent, buffer, env, attributes, done, writer, save)
-    except InterruptedError as error:
-        save()
-        require(False, f"{RUN.get('signal', error)}; saved, go on with --resume {run_dir}")
-    writer.close()
-    *_, before = [result for x, result in done.evals if x <= args.offline_steps]
-    summary = {"before": before, "after": done.evals[-1][1]}
-    write(run_dir / "summary.json", json.dumps(summary, indent=2).replace("NaN", "null").encode())
-    for phase, result in summary.items():
-        print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
-    print(f"curves: python benchmarks/plot.py {run_dir}", flush=True)
-    if (plot := HERE / "benchmarks" / "plot.py").exists():
-        subprocess.run([sys.executable, plot, run_dir])
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / "lock", timeout=0):
+            used = args.resume is None and (folder / "args.json").exists()
+            problem = "holds a run; give another folder, or go on with that run by"
+            check(not used, f"--run-dir {folder}: {problem} --resume {folder}")
+            yield
+    except filelock.Timeout:
+        fail(f"--run-dir {folder}: another run is at work there")
+
+
+def start_tracking(args: Args) -> None:
+    """Weights & Biases gets all that TensorBoard gets; by its id a resumed run stays one run."""
+    try:
+        import wandb  # only where it is asked for
+    except ImportError:
+        fail("--track: needs Weights & Biases; pip install wandb")
+    id_file = Path(args.run_dir) / "wandb_id.txt"
+    if not id_file.exists():
+        id_file.write_text(wandb.util.generate_id())
+    names = dict(project="cal-ql", name=Path(args.run_dir).name, dir=args.run_dir)
+    identity = dict(id=id_file.read_text(), resume="allow")
+    wandb.init(**names, **identity, config=asdict(args), sync_tensorboard=True)
+
+
+def draw_curves(folder: Path) -> None:
+    """curves.png and curves.csv, if the folder benchmarks/ lies beside the script."""
+    try:
+        from benchmarks import plot
+    except ImportError:
+        return
+    plot.main([str(folder)])
+
+
+# ---- The run -------------------------------------------------------------------------------------
+
+
+class Run:
+    """How far a run is, and what is done between two passes of its loops: see report."""
+
+    counters = ["offline_steps", "online_steps", "updates", "updates_due", "episodes"]
+    counters += ["train_return", "evaluations"]
+
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, task: Task):
+        self.args, self.folder = agent.args, Path(agent.args.run_dir)
+        self.agent, self.buffer, self.task = agent, buffer, task
+        self.offline_steps = 0  # gradient steps of pre-training that are done
+        self.online_steps = 0  # environment steps of fine-tuning that are played
+        self.updates = 0  # gradient steps of both phases
+        self.updates_due = 0  # gradient steps still to be done for the steps played
+        self.episodes = 0  # of fine-tuning
+        self.train_return = 0.0  # of the last of them
+        self.evaluations = []  # pairs of step and result
+        self.load()
+        self.saved_step = self.step if self.evaluations else None
+        self.saved_progress = self.updates, self.episodes
+        self.stop = StopSignal()
+        # A run that was killed had got further than its checkpoint: the log forgets that.
+        first_row = self.step + 1 if self.evaluations else 0
+        self.writer = SummaryWriter(self.folder, purge_step=first_row)
+        total = self.args.offline_steps + self.args.online_steps
+        # Only on a terminal, which is what None means.
+        self.progress = tqdm(total=total, initial=self.step, disable=None)
+        self.started_at = self.saved_at = time.monotonic()
+        self.first_step = self.step
+
+    @property
+    def step(self) -> int:
+        """The axis of all logs: gradient steps of pre-training, then those environment steps of
+        fine-tuning whose gradient steps are done."""
+        waiting = math.ceil(max(self.updates_due, 0) / self.args.utd)
+        return self.offline_steps + self.online_steps - waiting
+
+    def generator(self, purpose: str, index: int) -> torch.Generator:
+        """What it draws is given by --seed, purpose and index alone, so that a resumed run draws
+        the same, and so do two scripts that are compared."""
+        generator = torch.Generator(self.agent.device)
+        return generator.manual_seed(seed_for(self.args, purpose, index))
+
+    def log_due(self) -> bool:
+        """Whether the coming gradient step is the last one of a step of the log."""
+        still_due = max(self.updates_due - 1, 0)
+        return still_due % self.args.utd == 0 and (self.step + 1) % LOG_EVERY == 0
+
+    def report(self, metrics: dict) -> None:
+        """Between two passes nothing is half done: here is logged, saved, evaluated and stopped."""
+        self.log(metrics)
+        if self.online_steps > 0 and self.updates_due <= 0:  # the last episode is done with
+            self.log({"train/return": self.train_return})
+        self.progress.update(self.step - self.progress.n)
+        if self.save_due():
+            self.save()
+        self.evaluate_if_due()
+        self.stop.check()
+
+    def log(self, metrics: dict) -> None:
+        for key, value in metrics.items():
+            self.check_finite(key, torch.as_tensor(value))
+            self.writer.add_scalar(key, float(value), self.step)
+
+    def check_finite(self, name: str, values: Tensor) -> None:
+        """A run that diverges ends here: what is saved is from before."""
+        if not values.isfinite().all():
+            advice = "it would happen again; begin anew with smaller learning rates"
+            fail(f"{name} is NaN or inf at step {self.step}; {advice}; {self.how_to_go_on()}")
+
+    def how_to_go_on(self) -> str:
+        if self.saved_step is None:
+            return f"no checkpoint yet; --resume {self.folder} begins again"
+        return (
+            f"the checkpoint of step {self.saved_step} is good; go on with --resume {self.folder}"
+        )
+
+    # -- Evaluations --
+
+    def evaluation_due(self) -> bool:
+        """After every eval_every_... steps and at the end of both phases. In fine-tuning an episode
+        is played and trained on to its end first."""
+        if not self.evaluations:
+            return True  # of the untrained policy
+        last, args = self.evaluations[-1][0], self.args
+        if self.step == last or self.updates_due > 0:
+            return False
+        if self.online_steps == 0:
+            at_the_end = self.offline_steps == args.offline_steps
+            return at_the_end or self.offline_steps % args.eval_every_offline == 0
+        n_due = self.online_steps // args.eval_every_online
+        n_done = (last - self.offline_steps) // args.eval_every_online
+        return n_due > n_done or self.online_steps >= args.online_steps
+
+    def evaluate_if_due(self) -> None:
+        """Also called when a run begins or is continued: it may have been stopped at this."""
+        if not self.evaluation_due():
+            return
+        for name, weights in self.agent.named_parameters():
+            self.check_finite(name, weights)
+        seeds = [seed_for(self.args, "evaluation", k) for k in range(self.args.eval_episodes)]
+        episodes = [play_episode(self.agent, self.task.env, seed, self.stop) for seed in seeds]
+        if not self.evaluations:
+            compare_with_data(episodes, self.task)
+        result = judge(self.agent, episodes, self.task.attributes)
+        result["q_bound"] = self.buffer.largest_reward() / (1 - self.args.gamma)
+        self.evaluations.append((self.step, result))
+        result |= self.dip_and_regret()
+        self.log({f"eval/{key}": value for key, value in result.items()})
+        self.print_evaluation(result)
+        warn_of_exploding_q(self.evaluations)
+        self.save()
+
+    def dip_and_regret(self) -> dict[str, float]:
+        """How far the score of the online evaluations fell below the last one before them, and how
+        far their mean is below 1; the latter only where 1 is what is to be reached."""
+        before = [result for step, result in self.evaluations if step <= self.args.offline_steps]
+        online = [result for step, result in self.evaluations if step > self.args.offline_steps]
+        if not online:
+            return {}
+        scores = [result["score"] for result in online]
+        found = {"dip": min(scores) - before[-1]["score"]}
+        if "success" in online[-1] or "ref_max_score" in self.task.attributes:
+            found["regret"] = 1 - sum(scores) / len(scores)
+        return found
+
+    def print_evaluation(self, result: dict) -> None:
+        rate = (self.step - self.first_step) / (time.monotonic() - self.started_at)
+        phase = "offline" if self.online_steps == 0 else "online"
+        line = f"{phase:7} {self.step:>7}/{self.progress.total}  {rate:4.0f} steps/s"
+        score = "success" if "success" in result else "score"
+        line += f"  {score} {result[score]:.2f}  return {result['return']:.2f}"
+        tqdm.write(f"{line}  Q(s0) {result['q_s0']:.1f} of {result['discounted_return']:.1f}")
+
+    # -- Checkpoints --
+
+    def save_due(self) -> bool:
+        """Once a minute; sooner at first, so that a run that is killed again and again gets on."""
+        since_saved = time.monotonic() - self.saved_at
+        return since_saved > min(SAVE_EVERY, self.saved_at - self.started_at)
+
+    def state(self) -> dict:
+        optimizers = self.agent.optimizers
+        return {
+            "agent": self.agent.state_dict(),
+            "optimizers": {name: optimizers[name].state_dict() for name in optimizers},
+            "buffer": self.buffer.state_dict(),
+            "counters": {name: getattr(self, name) for name in self.counters},
+        }
+
+    def save(self) -> None:
+        """The checkpoint before is kept, in case that the new one is damaged some day."""
+        for name, weights in self.agent.named_parameters():
+            self.check_finite(name, weights)
+        self.writer.flush()
+        state, newest = self.state(), self.folder / "checkpoint.new"
+        write_whole(newest, lambda file: torch.save(state, file))
+        if (self.folder / "checkpoint.pt").exists():
+            (self.folder / "checkpoint.pt").replace(self.folder / "checkpoint.previous")
+        newest.replace(self.folder / "checkpoint.pt")
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.saved_progress = self.updates, self.episodes
+
+    def save_progress(self) -> None:
+        """What was done since the last checkpoint, if anything was."""
+        if self.saved_progress != (self.updates, self.episodes):
+            self.save()
+
+    def keep_pretrained(self) -> None:
+        """The end of pre-training in a file of its own, for --pretrained."""
+        if self.online_steps == 0:
+            state = self.state()
+            write_whole(self.folder / "pretrained.pt", lambda file: torch.save(state, file))
+
+    def load(self) -> None:
+        """Goes on from the folder's checkpoint; a new run may begin at another's pre-training."""
+        state = read_checkpoint(self.folder, self.agent.device)
+        if state is not None:
+            self.load_agent(state)
+            self.buffer.load_state_dict(state["buffer"])
+            for name in self.counters:
+                setattr(self, name, state["counters"][name])
+            fixed = self.online_steps > 0 and self.offline_steps != self.args.offline_steps
+            check(not fixed, "--offline-steps: fine-tuning has begun; --online-steps can grow")
+        elif self.args.pretrained is not None:
+            path = Path(self.args.pretrained) / "pretrained.pt"
+            try:
+                state = read_state(path, self.agent.device)
+            except Exception as error:
+                fail(f"--pretrained: {path} is damaged: {error}")
+            self.load_agent(state)
+            self.offline_steps = self.updates = state["counters"]["offline_steps"]
+
+    def load_agent(self, state: dict) -> None:
+        try:
+            self.agent.load_state_dict(state["agent"])
+        except RuntimeError as error:
+            fail(f"{self.folder}: other networks than the settings' are saved: {error}")
+        for name, optimizer in self.agent.optimizers.items():
+            # Learning rates are the settings', which may be others than in pre-training.
+            groups = optimizer.state_dict()["param_groups"]
+            saved = state["optimizers"][name]["state"]
+            optimizer.load_state_dict({"state": saved, "param_groups": groups})
+
+    def finish(self) -> None:
+        """Summary and picture of a run that is done."""
+        before = [result for step, result in self.evaluations if step <= self.args.offline_steps]
+        summary = {"before": before[-1], "after": self.evaluations[-1][1]}
+        content = json.dumps(summary, indent=2)
+        write_whole(self.folder / "summary.json", lambda file: file.write(content.encode()))
+        for phase, result in summary.items():
+            print(f"{phase:6}", *(f"{key} {value:.2f}" for key, value in result.items()), sep="  ")
+        draw_curves(self.folder)
+
+    def close(self) -> None:
+        self.progress.close()
+        self.writer.close()
+
+
+# ---- Diagnoses: what a run was given -------------------------------------------------------------
+
+
+def describe_dataset(data, episodes, box) -> dict:
+    return {"rows": len(data["rewards"])}
+
+
+def compare_with_data(episodes: list[Episode], task: Task) -> None:
+    pass
+
+
+def warn_of_exploding_q(evaluations: list) -> None:
+    """Q beyond what the rewards seen so far allow, told once. Bounds of 0 say nothing, and before
+    the first update nothing has been learned."""
+    beyond = [
+        step
+        for step, result in evaluations
+        if step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0
+    ]
+    if beyond == [evaluations[-1][0]]:
+        bound = evaluations[-1][1]["q_bound"]
+        warn(f"Q(s0) explodes: from step {beyond[0]} on it is beyond {bound:g}, eval/q_bound")
+
+
+# ---- The program ---------------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """A dataset and its environment."""
+
+    env: gym.Env
+    rows: Tensor  # (N, width), the columns of a Batch
+    attributes: dict  # reference scores
+    sha256: str  # of the dataset's file
+    description: dict  # of the dataset
+
+
+def load_task(args: Args) -> Task:
+    """Dataset and environment, checked against each other."""
+    path, attributes = find_dataset(args.dataset)
+    data, own_attributes = read_dataset(path)
+    attributes |= own_attributes
+    if args.env_id and args.env_id != attributes.get("env_id", args.env_id):
+        attributes = {}  # they are about another environment
+    env = make_env(args, attributes)
+    check_dataset(args, data, env)
+    episodes = find_episodes(data)
+    problem = "has no whole episode; mark where episodes end in terminals or timeouts"
+    check(len(episodes) > 0, f"--dataset {args.dataset}: {problem}")
+    description = describe_dataset(data, episodes, action_box(env))
+    rows = load_rows(args, data, episodes, env)
+    return Task(env, rows, attributes, hash_of(path), description)
+
+
+def make_agent(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
+    cuda = torch.cuda.is_available()
+    check(cuda or args.device != "cuda", "--device cuda: there is no CUDA here; leave it out")
+    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    obs_dim, action_dim = task.env.observation_space.shape[0], task.env.action_space.shape[0]
+    seed_everything(args)
+    agent = Agent(args, obs_dim, action_dim, device)
+    if args.normalize_observations:
+        set_normalization(agent, task.rows[:, :obs_dim])
+    return agent, ReplayBuffer(args, task.rows, obs_dim, action_dim, device)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """A run, from the command line or in Python with the same words: main(["--seed", "1"])."""
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    torch.set_num_threads(args.threads)
+    task = load_task(args)
+    check_hash(args, task.sha256)
+    agent, buffer = make_agent(args, task)
+    with hold(args):
+        run = Run(agent, buffer, task)
+        save_record(args, task)
+        if args.track:
+            start_tracking(args)
+        try:
+            with run.stop:
+                run.evaluate_if_due()  # of the untrained policy; or the run was stopped at one
+                pretrain(agent, buffer, run)
+                run.keep_pretrained()
+                finetune(agent, buffer, task.env, run)
+                run.finish()
+        except Stopped as signal_name:
+            run.save_progress()
+            fail(f"{signal_name}; {run.how_to_go_on()}")
+        except Exception as error:
+            error.add_note(f"{SCRIPT}: {run.how_to_go_on()}")
+            raise
+        finally:
+            run.close()
+
 
 if __name__ == "__main__":
-    threading.excepthook = lambda *_: None  # TensorBoard's thread: main gets its error, too
-    try:
-        main()
-    except Exception as error:
-        text = str(error).replace("enforce fail", "no memory") or repr(error)
-        told = "memory" in text or "writer." in traceback.format_exc()  # TensorBoard's
-        if not told and not isinstance(error, OSError | MemoryError | FloatingPointError):
-            raise  # a mistake in the code: show where
-        require(False, f"--run-dir {RUN['folder']}: {text}; last good checkpoint: {RUN['saved']}")
+    main()
