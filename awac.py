@@ -524,67 +524,68 @@ def seed_everything(args: Args) -> None:
 
 # ---- The dataset's file --------------------------------------------------------------------------
 
+REQUIRED_ARRAYS = ["observations", "actions", "rewards", "terminals"]
+OPTIONAL_ARRAYS = ["timeouts", "next_observations"]
+ATTRIBUTES = ["env_id", "env_kwargs", "ref_min_score", "ref_max_score"]
+
 
 def find_dataset(name: str) -> tuple[Path, dict]:
     """The path of a file or of a dataset's name, and what is known of the name's task."""
-    path = Path(name)
     if os.path.isfile(name):
-        return path, {}
-    check(not path.is_dir(), f"--dataset {name}: is a folder; give one of its files")
-    problem = f"--dataset {name}: no such file"
-    check(path.name == name and not path.suffix, problem)
+        return Path(name), {}
+    check(not os.path.isdir(name), f"--dataset {name}: is a folder; give one of its files")
+    is_path = os.path.basename(name) != name or name.endswith((".hdf5", ".h5"))
+    check(not is_path, f"--dataset {name}: no such file")
     try:
         from benchmarks.data import names  # lies beside the script, unless that was copied alone
     except ImportError:
-        fail(f"{problem}, and names of datasets need the folder benchmarks/ beside the script")
+        problem = "no such file, and names of datasets need the folder benchmarks/ of this project"
+        fail(f"--dataset {name}: {problem} beside the script")
     try:
         return names.find(name)
     except (ImportError, OSError) as error:
-        fail(f"{problem}; {error}")
+        fail(f"--dataset {name}: no such file; {error}")
 
 
 def read_dataset(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """All rows of an HDF5 file in D4RL's flat layout as float32, and the file's own attributes."""
-    required = ["observations", "actions", "rewards", "terminals"]
-    optional = ["timeouts", "next_observations"]
-    where = f"--dataset {path}"
+    """The arrays of an HDF5 file in D4RL's flat layout as float32, and its attributes."""
     data, attributes = {}, {}
     try:
         with h5py.File(path) as file:
-            missing = [key for key in required if key not in file]
-            if missing:
-                fail(f"{where}: {other_layout(file) or 'has no ' + ', '.join(missing)}")
-            for key in required + [key for key in optional if key in file]:
-                problem = f"{where}: {key} must be an array of numbers"
-                check(
-                    isinstance(file[key], h5py.Dataset) and file[key].dtype.kind in "fiub", problem
-                )
-                data[key] = file[key].astype(np.float32)[()]
-            for key in ["env_id", "env_kwargs", "ref_min_score", "ref_max_score"]:
+            check_layout(path, file)
+            for key in REQUIRED_ARRAYS + OPTIONAL_ARRAYS:
+                if key in file:
+                    data[key] = file[key].astype(np.float32)[()]
+            for key in ATTRIBUTES:
                 if key in file.attrs:
                     value = file.attrs[key]
                     attributes[key] = value.decode() if isinstance(value, bytes) else value
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # as h5py calls damage
-        fail(f"{where}: cannot be read as HDF5 ({error}){advice_for_other_formats(path)}")
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's, of damage
+        fail(f"--dataset {path}: cannot be read as HDF5 ({error}){advice_for_other_formats(path)}")
     return data, attributes
 
 
-def other_layout(file: h5py.File) -> str:
-    """What to do with an HDF5 file of another well-known layout; empty if it is none of them."""
-    if "episode_0" in file:
-        return "is a file of Minari's; run `python -m benchmarks.data.convert minari ID` first"
-    if "data" in file and "demo_0" in file["data"]:
-        return "is a file of robomimic's; run `python -m benchmarks.data.convert robomimic` first"
-    return ""
+def check_layout(path: Path, file: h5py.File) -> None:
+    """The arrays are there, and hold numbers; for other layouts there is a converter."""
+    where, convert = f"--dataset {path}:", "convert it first: python -m benchmarks.data.convert"
+    check("episode_0" not in file, f"{where} is a file of Minari's; {convert} minari ID")
+    robomimic = "data" in file and isinstance(file["data"], h5py.Group) and "demo_0" in file["data"]
+    check(not robomimic, f"{where} is a file of robomimic's; {convert} robomimic {path}")
+    missing = ", ".join(key for key in REQUIRED_ARRAYS if key not in file)
+    check(not missing, f"{where} has no {missing}; docs/data.md describes the layout")
+    for key in REQUIRED_ARRAYS + OPTIONAL_ARRAYS:
+        if key in file:
+            numbers = isinstance(file[key], h5py.Dataset) and file[key].dtype.kind in "fiub"
+            check(numbers and file[key].shape, f"{where} {key} is not an array of numbers")
 
 
 def advice_for_other_formats(path: Path) -> str:
-    """What to do with a file that is no HDF5 but whose name tells what it may be."""
-    if path.suffix == ".npz":
-        return "; if it is OGBench's, run `python -m benchmarks.data.convert ogbench` first"
-    if path.suffix in (".npy", ".pkl", ".pickle"):
-        return "; if it has demonstrations, run `python -m benchmarks.data.convert adroit` first"
-    return ""
+    """For a file that is no HDF5 but whose name tells what it may be."""
+    converters = {".npz": "ogbench", ".npy": "adroit", ".pkl": "adroit", ".pickle": "adroit"}
+    if path.suffix not in converters:
+        return ""
+    command = f"python -m benchmarks.data.convert {converters[path.suffix]} {path}"
+    return f"; perhaps {converters[path.suffix]}'s, to be converted by `{command}`"
 
 
 def hash_of(path: Path) -> str:
@@ -595,29 +596,36 @@ def hash_of(path: Path) -> str:
 def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None:
     """The arrays go together and with the environment, and all numbers are finite.
 
-    Columns (N, 1) in place of (N,), and the other way round where actions are single numbers, are
-    put right; the flags become truth values.
+    Numbers that stand in columns (N, 1), or actions of one number that do not, are put right.
     """
-    where, n = f"--dataset {args.dataset}", data["rewards"].shape[0] if data["rewards"].shape else 0
-    check(n > 0, f"{where}: has no rows")
+    where, n = f"--dataset {args.dataset}:", len(data["rewards"])
+    check(data["observations"].ndim < 3, f"{where} images as observations are not supported")
+    check(n > 0, f"{where} has no rows")
     shapes = {key: (n,) for key in data}
-    shapes |= {"actions": (n, *action_box(env).shape)}
-    shapes |= {"observations": (n, *env.observation_space.shape)}
-    shapes["next_observations"] = shapes["observations"]
-    check(data["observations"].ndim < 3, f"{where}: images as observations are not supported")
+    shapes["observations"] = shapes["next_observations"] = (n, *env.observation_space.shape)
+    shapes["actions"] = (n, *action_box(env).shape)
     for key, array in data.items():
-        wanted = shapes[key]
-        if array.size == math.prod(wanted) and array.shape in [wanted[:1], (n, 1)]:
-            array = data[key] = array.reshape(wanted)
-        problem = f"{key} has the shape {array.shape}, but {env.spec.id} needs {wanted}"
-        check(array.shape == wanted, f"{where}: {problem}; see --env-id")
+        if shapes[key] in [(n,), (n, 1)] and array.shape in [(n,), (n, 1)]:
+            array = data[key] = array.reshape(shapes[key])
+        problem = f"{key} has the shape {array.shape}, but {env.spec.id} needs {shapes[key]}"
+        check(array.shape == shapes[key], f"{where} {problem}; is this its environment? --env-id")
         finite = np.isfinite(array.reshape(n, -1)).all(axis=1)
-        check(finite.all(), f"{where}: {key} has NaN or inf in row {finite.argmin()}")
+        check(finite.all(), f"{where} {key} has NaN or inf in row {finite.argmin()}")
     data["terminals"] = data["terminals"] != 0
-    if "timeouts" in data:
-        data["timeouts"] = data["timeouts"] != 0
-    else:
+    if "timeouts" not in data:
         data["timeouts"] = guess_timeouts(data["terminals"], env.spec.max_episode_steps)
+    data["timeouts"] = data["timeouts"] != 0
+
+
+def check_scores(args: Args, attributes: dict) -> None:
+    """Reference scores are two numbers, the first below the second."""
+    scores = [attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)]
+    where = f"--dataset {args.dataset}: ref_min_score and ref_max_score are {scores}"
+    try:
+        low, high = map(float, scores)
+    except (TypeError, ValueError):
+        fail(f"{where}, not two numbers")
+    check(-math.inf < low < high < math.inf, f"{where}; the first must be below the second")
 
 
 def guess_timeouts(terminals: np.ndarray, time_limit: int | None) -> np.ndarray:
@@ -686,14 +694,15 @@ def set_normalization(agent: Agent, obs: Tensor) -> None:
 
 def make_env(args: Args, attributes: dict) -> gym.Env:
     """That of --env-id, else the dataset's own; flat observations, actions in [-1, 1]."""
-    env_id = args.env_id or attributes.get("env_id") or f"benchmarks.envs:{Path(args.dataset).stem}"
+    own = attributes.get("env_id") or f"benchmarks.envs:{Path(args.dataset).stem}"
+    env_id = args.env_id or own
     where = f"--env-id {env_id}"
     try:
         env = gym.make(env_id, **json.loads(attributes.get("env_kwargs", "{}")))
     except (gym.error.Error, ImportError) as error:
-        fail(f"{where}: {error}; give an id of gymnasium's, or module:id")
+        fail(f"{where}: {error}; give an id of gymnasium's, or module:id with a module of yours")
     except json.JSONDecodeError as error:
-        fail(f"{where}: the dataset's attribute env_kwargs is no JSON ({error})")
+        fail(f"{where}: the dataset's attribute env_kwargs is not JSON ({error})")
     box = env.action_space
     check(isinstance(box, gym.spaces.Box), f"{where}: its actions are {box}, not a box of numbers")
     check(len(box.shape) == 1, f"{where}: actions have the shape {box.shape}, not one axis")
@@ -837,8 +846,7 @@ def parse_args(argv: list[str]) -> Args:
         changed = [name for name in FIXED_BY_PRETRAINING if differ(args, defaults, name)]
         where = f"--pretrained {args.pretrained}"
         check(not changed, f"{where}: was trained with other settings of {', '.join(changed)}")
-    if os.path.isfile(args.dataset):
-        args.dataset = str(Path(args.dataset).resolve())  # --resume may be called from elsewhere
+    args.dataset = absolute(args.dataset)
     label = f"{Path(args.dataset).stem}{'-finetuned' if args.pretrained else ''}-s{args.seed}"
     args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{label}"
     return args
@@ -850,6 +858,11 @@ def refuse_several_files(words: list[str]) -> None:
         files = list(itertools.takewhile(lambda word: not word.startswith("-"), following))
         how = f"python -m benchmarks.data.convert join {' '.join(files)} --out joined.hdf5"
         check(len(files) < 2, f"--dataset takes one file; join these with `{how}`")
+
+
+def absolute(dataset: str) -> str:
+    """A file's path for --resume, which may be called from elsewhere; a name stays as it is."""
+    return str(Path(dataset).resolve()) if os.path.isfile(dataset) else dataset
 
 
 def row_of(dataset: str) -> str:
@@ -889,7 +902,7 @@ def args_of_resumed_run(argv: list[str], folder: str) -> Args:
     check(not fixed, f"--resume keeps the settings of a run; {fixed} cannot change")
     longer = args.online_steps >= saved.online_steps and args.offline_steps >= saved.offline_steps
     check(longer, f"--resume {folder}: the phases of a run can become longer, not shorter")
-    args.run_dir = folder  # it may have been moved
+    args.dataset, args.run_dir = absolute(args.dataset), folder  # both may have been moved
     return args
 
 
@@ -903,12 +916,12 @@ def defaults_from_pretraining(folder: str) -> Args:
 
 def check_hash(args: Args, sha256: str) -> None:
     """A run goes on with the data that it began with."""
-    for flag, folder in [("--resume", args.resume), ("--pretrained", args.pretrained)]:
-        if folder is not None:
-            record, _ = read_record(folder, flag)
-            same = record.get("dataset_sha256") == sha256
-            problem = f"{flag} {folder}: {args.dataset} is not the file that this run began with"
-            check(same, f"{problem}; give that file with --dataset")
+    if args.resume is None and args.pretrained is None:
+        return
+    flag, folder = ("--resume", args.resume) if args.resume else ("--pretrained", args.pretrained)
+    record, _ = read_record(folder, flag)
+    problem = f"{args.dataset} is not the file that this run began with; give that with --dataset"
+    check(record.get("dataset_sha256") == sha256, f"{flag} {folder}: {problem}")
 
 
 def describe_run(args: Args, task: Task) -> dict:
@@ -988,15 +1001,21 @@ def read_checkpoint(folder: Path, device: str) -> dict | None:
 def hold(args: Args) -> Iterator[None]:
     """Keeps other runs out of a run's folder, be they at work there or finished."""
     folder = Path(args.run_dir)
+    lock = filelock.FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / "lock", timeout=0):
-            used = args.resume is None and (folder / "args.json").exists()
-            problem = "holds a run; give another folder, or go on with that run by"
-            check(not used, f"--run-dir {folder}: {problem} --resume {folder}")
-            yield
+        lock.acquire(timeout=0)
     except filelock.Timeout:
         fail(f"--run-dir {folder}: another run is at work there")
+    except OSError as error:
+        fail(f"--run-dir {folder}: {error}")
+    try:
+        used = args.resume is None and (folder / "args.json").exists()
+        problem = f"holds a run; give another folder, or go on with it by --resume {folder}"
+        check(not used, f"--run-dir {folder}: {problem}")
+        yield
+    finally:
+        lock.release()
 
 
 def start_tracking(args: Args) -> None:
@@ -1287,6 +1306,7 @@ def load_task(args: Args) -> Task:
     attributes |= own_attributes
     if args.env_id and args.env_id != attributes.get("env_id", args.env_id):
         attributes = {}  # they are about another environment
+    check_scores(args, attributes)
     env = make_env(args, attributes)
     check_dataset(args, data, env)
     episodes = find_episodes(data)
