@@ -51,7 +51,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 @dataclass
 class Args:
-    dataset: str = str(Path(__file__).parent / "benchmarks/data/pointmaze.hdf5")  # HDF5 or D4RL's name
+    dataset: str = str(Path(__file__).parent / "benchmarks/data/pointmaze.hdf5")  # HDF5, D4RL name
     env_id: str = ""  # gymnasium id, module:id, or module: for the dataset's name; empty: its own
     seed: int = 0  # of weights, data order, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
