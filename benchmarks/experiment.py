@@ -94,7 +94,11 @@ class Job:
 
 def dataset(name: str) -> Path:
     """The embedded dataset, or one made by the same collector with other flags."""
-    return RUNS / f"pointmaze-{name}.hdf5" if DATASETS[name] else Path("benchmarks/data/pointmaze.hdf5")
+    return (
+        RUNS / f"pointmaze-{name}.hdf5"
+        if DATASETS[name]
+        else Path("benchmarks/data/pointmaze.hdf5")
+    )
 
 
 def run(job: Job) -> None:
@@ -113,7 +117,13 @@ def run_all(jobs: list[Job], at_a_time: int) -> list[dict]:
     RUNS.mkdir(parents=True, exist_ok=True)
     for name in sorted({job.data for job in jobs}):
         if not dataset(name).exists():
-            collect = ["-m", "benchmarks.data.collect_pointmaze", *DATASETS[name], "--out", str(dataset(name))]
+            collect = [
+                "-m",
+                "benchmarks.data.collect_pointmaze",
+                *DATASETS[name],
+                "--out",
+                str(dataset(name)),
+            ]
             subprocess.run([sys.executable, *collect], check=True)
     with ThreadPoolExecutor(at_a_time) as pool:
         list(pool.map(run, jobs))

@@ -327,7 +327,7 @@ class Hdf5(Kind):
     @staticmethod
     def samples(folder: Path) -> list[Sample]:
         sys.path.append(str(ROOT))
-        from benchmarks import convert
+        from benchmarks.data.convert import layout
 
         data = toy.play(gym.make("toy:Toy-v0"), episodes=12)
         scores = dict(ref_min_score=-10.0, ref_max_score=0.0)
@@ -342,7 +342,7 @@ class Hdf5(Kind):
                 chunks = (20, *array.shape[1:])
                 file.create_dataset(key, data=array, compression="gzip", chunks=chunks)
             file.attrs.update(scores)
-        convert.write(own, data, texts | scores)
+        layout.write(own, data, texts | scores)
         embedded = (ROOT / "benchmarks" / "data" / "pointmaze.hdf5").read_bytes()
         return [
             Sample("plain", plain.read_bytes(), sizes, checked=False),

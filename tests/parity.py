@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 sys.path.append(str(ROOT))  # where a script lies, and so on its path too
 
-from benchmarks import convert
+from benchmarks.data.convert.from_adroit import adroit_rows
 
 Arrays = dict[str, np.ndarray]
 PRECISIONS = {"f64": torch.float64, "f32": torch.float32}
@@ -538,7 +538,7 @@ def check_returns(script: ModuleType, meta: dict, arrays: Arrays, case: str) -> 
     elif kind in ("stream", "hand"):  # a dataset; demonstrations, which become one
         data = section(arrays, "in/")
         if kind == "hand":
-            data = convert.adroit_rows(demonstrations(data, case_meta))
+            data = adroit_rows(demonstrations(data, case_meta))
         obs_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
         box = gym.spaces.Box(-1, 1, (action_dim,))
         env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (obs_dim,)))

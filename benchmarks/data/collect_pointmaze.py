@@ -1,6 +1,6 @@
 """Makes the embedded dataset.
 
-    python -m benchmarks.data.collect_pointmaze            makes benchmarks/data/pointmaze.hdf5 again
+    python -m benchmarks.data.collect_pointmaze                  makes pointmaze.hdf5 again
     python -m benchmarks.data.collect_pointmaze --seed 1 --out other.hdf5
 
 A controller with noisy pushes walks shortest paths between cells of the maze. Most episodes begin
@@ -89,7 +89,9 @@ def collect(args: Args, env: gym.Env) -> dict[str, np.ndarray]:
 def main() -> None:
     args = tyro.cli(Args)
     if args.transitions < 1 or args.seed < 0:
-        print("collect_pointmaze.py: --transitions must be above 0, --seed not below", file=sys.stderr)
+        print(
+            "collect_pointmaze.py: --transitions must be above 0, --seed not below", file=sys.stderr
+        )
         sys.exit(2)
     parameters = inspect.signature(PointMaze).parameters.values()
     kwargs = {p.name: p.default for p in parameters if p.name != "render_mode"}

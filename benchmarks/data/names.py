@@ -1,4 +1,5 @@
-"""D4RL's names of datasets: where their files are, where they come from, their reference scores.
+"""Names of datasets: D4RL's and the embedded one's. Where their files are, where they come from,
+their reference scores.
 
 The package d4rl has the addresses and scores in a module that needs nothing. It is found without
 importing the package, whose __init__ wants gym and mujoco-py.
@@ -9,6 +10,7 @@ import difflib
 import http.client
 import importlib.util
 import os
+import re
 import runpy
 import socket
 from pathlib import Path
@@ -17,7 +19,9 @@ import h5py
 
 from benchmarks import envs
 
+EMBEDDED = "pointmaze"  # the name of the dataset that lies beside this file
 BINARY = "-binary-v0"  # how the names of the hands' tasks end, which D4RL has no data for
+DENSE = r"(pen|door|relocate)-(human|cloned|expert)-v[01]"  # D4RL's data of the same hands
 
 
 def d4rl_file(name: str) -> Path:
@@ -46,6 +50,8 @@ def known(name: str) -> dict:
 
     Raises: ModuleNotFoundError without the package d4rl, which has the scores.
     """
+    if name == EMBEDDED:
+        return {"env_id": "benchmarks.envs.pointmaze:PointMaze-v0"}
     if name not in envs.NAMES:
         return {}
     found = {"env_id": f"{envs.__name__}:{name}"}
@@ -57,27 +63,21 @@ def known(name: str) -> dict:
 
 
 def find(name: str) -> tuple[Path, dict]:
-    """The file of a dataset's name and what is known of it. The file is NAME.hdf5 or D4RL's own in
-    D4RL's cache, downloaded into it where it is missing.
+    """The file of a dataset's name and what is known of it. The file is the embedded one, or
+    NAME.hdf5 or D4RL's own in D4RL's cache, downloaded into it where it is missing.
 
     Raises: OSError with what is missing and the remedy; ModuleNotFoundError without d4rl.
     """
+    if name == EMBEDDED:
+        return Path(__file__).parent / f"{EMBEDDED}.hdf5", known(name)
     path = folder() / f"{name}.hdf5"
     if not path.is_file():
-        close = difflib.get_close_matches(Path(name).stem.lower(), envs.NAMES, cutoff=0)
-        closest = f"the closest that have a task here: {', '.join(close)}"
-        if name.endswith(BINARY) and name in envs.NAMES:
-            how = "python -m benchmarks.data.convert adroit"
-            raise FileNotFoundError(f"{path} is made from AWAC's demonstrations by `{how}`")
-        urls = d4rl_tables()["DATASET_URLS"] if Path(name).name == name else {}
-        if name not in urls:
-            raise FileNotFoundError(f"nor is it a name of D4RL's; {closest}")
-        path = folder() / urls[name].rsplit("/", 1)[-1]
-        if not path.is_file():
-            if name not in envs.NAMES:
-                get = f"for another, give --env-id and put {urls[name]} into {folder()}"
-                raise FileNotFoundError(f"{name} has no task here; {closest}; {get}")
-            download(urls[name], path)
+        path = d4rls_own(name)
+    if hand := re.fullmatch(DENSE, name):
+        how = f"python -m benchmarks.data.convert adroit {path} --task {hand[1]}"
+        reason = f"the rewards of {name} are dense, those of {hand[1]}{BINARY} are not"
+        other = "for a task with dense rewards, give the file instead of the name, and --env-id"
+        raise OSError(f"{reason}; `{how}` makes binary ones; {other}")
     if name.startswith("antmaze") and name.endswith("-v0"):
         how = f"mend it with `python -m benchmarks.data.convert ends {path}`"
         raise OSError(f"the timeouts of {name} are not where its episodes end; {how}")
@@ -89,6 +89,34 @@ def find(name: str) -> tuple[Path, dict]:
     found = known(name)
     # Scores say something about the task that they belong to alone.
     return path, found if env_id in (None, found.get("env_id")) else {}
+
+
+def d4rls_own(name: str) -> Path:
+    """The file of that name in D4RL's cache under its own file name; one that has a task here is
+    downloaded where it is missing. Raises: as find."""
+    close = difflib.get_close_matches(Path(name).stem.lower(), [EMBEDDED, *envs.NAMES], cutoff=0)
+    closest = f"the closest that have a task here: {', '.join(close)}"
+    if name.endswith(BINARY) and name in envs.NAMES:
+        how = "python -m benchmarks.data.convert adroit"
+        made = f"{folder() / name}.hdf5 is made"
+        raise FileNotFoundError(f"{made} from AWAC's demonstrations by `{how}`")
+    urls = d4rl_tables()["DATASET_URLS"] if Path(name).name == name else {}
+    if name not in urls:
+        raise FileNotFoundError(f"nor is it a name of D4RL's; {closest}")
+    path = folder() / urls[name].rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    put = f"put {urls[name]} into {folder()}"
+    if hand := re.fullmatch(DENSE, name):
+        how = f"python -m benchmarks.data.convert adroit {path} --task {hand[1]}"
+        reason = f"{name} has no task here, since its rewards are dense"
+        raise FileNotFoundError(f"{reason}; {put}, and `{how}` makes those of {hand[1]}{BINARY}")
+    if name not in envs.NAMES:
+        own = "for an environment of yours whose rewards are the same"
+        get = f"{own}, {put} and give --env-id"
+        raise FileNotFoundError(f"{name} has no task here; {closest}; {get}")
+    download(urls[name], path)
+    return path
 
 
 def attributes_of(file: h5py.File) -> dict:

@@ -11,14 +11,15 @@ environments go on after a success; it is its program that ends the episode ther
 evaluation. What cannot be undone: the old engine took a finger's radius for the depth where a
 finger is pressed into the table deeper than that.
 
-Settings, of gym.make too: `legacy_contacts` and `legacy_capsules` of benchmarks.envs.old_engine, both True;
-the latter is without effect, since the inertias of all bodies with capsules are given in the files.
-The others are those of gymnasium's MujocoEnv, such as `render_mode`.
+Settings, of gym.make too: `legacy_contacts` and `legacy_capsules` of benchmarks.envs.old_engine,
+both True; the latter is without effect, since the inertias of all bodies with capsules are given in
+the files. The others are those of gymnasium's MujocoEnv, such as `render_mode`.
 """
 
 import contextlib
 import io
 
+import numpy as np
 from gymnasium.utils import EzPickle
 
 from benchmarks.envs.old_engine import LegacyPhysics
@@ -44,6 +45,12 @@ class Binary(LegacyPhysics):
         success = bool(info["success"])
         return obs, success - 1.0, success, False, {"success": success}
 
+    @staticmethod
+    def achieved(observations: np.ndarray) -> np.ndarray:
+        """Whether the states that observations (T, obs) show are a success, (T,): what `step` says
+        when it returns them."""
+        raise NotImplementedError
+
 
 class Pen(Binary, adroit_pen.AdroitHandPenEnv):
     """Turn a pen in the hand until it is as a target is. Action (24,).
@@ -53,6 +60,11 @@ class Pen(Binary, adroit_pen.AdroitHandPenEnv):
     Success: the positions are less than 0.075 m apart and the axes' cosine is above 0.95.
     Start: always the same but for the target, turned about x and y by up to 1 rad each.
     """
+
+    @staticmethod
+    def achieved(observations):
+        cosine = (observations[:, 33:36] * observations[:, 36:39]).sum(1)
+        return (np.linalg.norm(observations[:, 39:42], axis=1) < 0.075) & (cosine > 0.95)
 
 
 class Door(Binary, adroit_door.AdroitHandDoorEnv):
@@ -65,6 +77,10 @@ class Door(Binary, adroit_door.AdroitHandDoorEnv):
     Start: always the same but for the door's place, in a box of 0.1 x 0.1 x 0.098 m.
     """
 
+    @staticmethod
+    def achieved(observations):
+        return observations[:, 28] >= 1.35
+
 
 class Relocate(Binary, adroit_relocate.AdroitHandRelocateEnv):
     """Carry a ball to a place in the air. Action (30,).
@@ -74,3 +90,7 @@ class Relocate(Binary, adroit_relocate.AdroitHandRelocateEnv):
     Success: the ball is less than 0.1 m from the target.
     Start: always the same but for the ball, 0.3 x 0.45 m, and the target, 0.4 x 0.4 x 0.2 m.
     """
+
+    @staticmethod
+    def achieved(observations):
+        return np.linalg.norm(observations[:, 36:39], axis=1) < 0.1

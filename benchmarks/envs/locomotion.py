@@ -8,8 +8,8 @@ no bonus for the step that falls, and other feet of the walker. Rebuilt here are
 the old engine's contacts and capsules. The id of a dataset says nothing about the environment: all
 hoppers are the same.
 
-Settings, of gym.make too: `legacy_contacts` and `legacy_capsules` of benchmarks.envs.old_engine, both True,
-and those of gymnasium's v4.
+Settings, of gym.make too: `legacy_contacts` and `legacy_capsules` of benchmarks.envs.old_engine,
+both True, and those of gymnasium's v4.
 """
 
 import numpy as np

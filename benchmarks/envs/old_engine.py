@@ -3,8 +3,8 @@
 The paper's tasks ran on MuJoCo 2.1, and their data are older. Today's engine moves the same models
 differently from the first steps on, for reasons of two kinds that can be undone in a model's
 specification before it is compiled. Sources: MuJoCo's changelog; checked against trajectories of
-MuJoCo 2.3.7 (tests/envs/make_trajectories.py) and, for capsules, which changed before that, against the
-masses that used to be quoted.
+MuJoCo 2.3.7 (tests/envs/make_trajectories.py) and, for capsules, which changed before that, against
+the masses that used to be quoted.
 """
 
 import itertools

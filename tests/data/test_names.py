@@ -73,9 +73,7 @@ def test_found_in_the_cache(cache, hopper):
     save(cache / FILE, hopper)
     assert names.find(NAME)[0] == cache / FILE
     save(cache / f"{NAME}.hdf5", hopper)
-    assert names.find(NAME)[0] == cache / f"{NAME}.hdf5", (
-        "what a conversion has made comes first"
-    )
+    assert names.find(NAME)[0] == cache / f"{NAME}.hdf5", "what a conversion has made comes first"
 
 
 def test_the_cache_is_d4rls(monkeypatch, tmp_path):

@@ -69,7 +69,14 @@ def test_timeouts_out_of_step(file, tmp_path):
     obs[5:] += 20  # the second episode begins here
     path = file(observations=obs, terminals=at(), timeouts=at(8))
     assert max(np.diff(load(path).obs)) > 15, "a transition that never was"
-    line = ["-m", "benchmarks.data.convert", "ends", str(path), "--out", str(tmp_path / "mended.hdf5")]
+    line = [
+        "-m",
+        "benchmarks.data.convert",
+        "ends",
+        str(path),
+        "--out",
+        str(tmp_path / "mended.hdf5"),
+    ]
     subprocess.run([sys.executable, *line], cwd=ROOT, check=True, capture_output=True)
     batch = load(tmp_path / "mended.hdf5")
     steps = np.subtract(batch.next_obs, batch.obs)

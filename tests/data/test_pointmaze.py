@@ -86,7 +86,10 @@ def test_the_time_limit_truncates(env):
 def test_made_twice_the_same_bits(env, tmp_path):
     """Here and by the program in a process of its own; another seed makes other data."""
     args = collect_pointmaze.Args(seed=5, transitions=400)
-    one, other = (collect_pointmaze.collect(args, env), collect_pointmaze.collect(collect_pointmaze.Args(seed=6), env))
+    one, other = (
+        collect_pointmaze.collect(args, env),
+        collect_pointmaze.collect(collect_pointmaze.Args(seed=6), env),
+    )
     line = ["--seed", "5", "--transitions", "400", "--out", str(tmp_path / "again.hdf5")]
     program = [sys.executable, "-m", "benchmarks.data.collect_pointmaze", *line]
     subprocess.run(program, cwd=ROOT, check=True, capture_output=True)

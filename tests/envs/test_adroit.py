@@ -5,17 +5,14 @@ import os
 import pickle
 import re
 import shutil
-import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
 import mujoco
 import numpy as np
+import physics
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scripts import ROOT
-
-import physics
 from physics import OLD, arrays, course, differing, still
 
 from benchmarks.envs import adroit, old_engine

@@ -3,18 +3,15 @@
 import copy
 import os
 import pickle
-import sys
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
 import gymnasium as gym
 import mujoco
 import numpy as np
+import physics
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scripts import ROOT
-
-import physics
 from physics import course, d4rl, d4rl_module, differing, errors, still
 
 from benchmarks import envs

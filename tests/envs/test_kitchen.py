@@ -4,7 +4,6 @@ import copy
 import os
 import pickle
 import shutil
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import deque, namedtuple
@@ -13,11 +12,9 @@ from types import SimpleNamespace
 import gymnasium as gym
 import mujoco
 import numpy as np
+import physics
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scripts import ROOT
-
-import physics
 from physics import course, d4rl, d4rl_module, differing, errors, still
 
 from benchmarks import envs

@@ -1,16 +1,13 @@
 """Hopper, half-cheetah and walker: gym's models, moved as by the old engine, and D4RL's rewards."""
 
 import pickle
-import sys
 
 import gymnasium as gym
 import mujoco
 import numpy as np
+import physics
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scripts import ROOT
-
-import physics
 from physics import course, errors, still
 
 from benchmarks.envs import locomotion

@@ -1,14 +1,11 @@
 """The old engine's contacts and capsules, on models of a few lines."""
 
 import copy
-import sys
 from types import SimpleNamespace
 
 import mujoco
 import numpy as np
 import pytest
-from scripts import ROOT
-
 from physics import differing
 
 from benchmarks.envs import adroit, antmaze, kitchen, locomotion, old_engine

@@ -1,13 +1,12 @@
 """The ids of benchmarks/envs/__init__.py, and tasks of other packages, as the scripts make them."""
 
 import importlib.util
-import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import quick
-from scripts import ROOT, load_script
+from scripts import load_script
 from toy import play, save
 
 from benchmarks import envs

@@ -1,0 +1,3 @@
+from benchmarks.data.convert import main
+
+main()
