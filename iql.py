@@ -1053,9 +1053,9 @@ def start_tracking(args: Args) -> None:
         fail("--track: needs Weights & Biases; pip install wandb")
     id_file = Path(args.run_dir) / "wandb_id.txt"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
-    names = dict(project="cal-ql", name=Path(args.run_dir).name, dir=args.run_dir)
-    identity = dict(id=id_file.read_text(), resume="allow")
+        id_file.write_text(os.urandom(4).hex())
+    names = dict(project="cal-ql", name=Path(args.run_dir).name, dir=Path(args.run_dir).parent)
+    identity = dict(id=id_file.read_text(), resume="allow", reinit="finish_previous")
     wandb.init(**names, **identity, config=asdict(args), sync_tensorboard=True)
 
 
@@ -1364,10 +1364,10 @@ def main(argv: list[str] | None = None) -> None:
     check_hash(args, task.sha256)
     agent, buffer = make_agent(args, task)
     with hold(args):
+        if args.track:
+            start_tracking(args)  # before the log is opened, which it watches from then on
         run = Run(agent, buffer, task)
         save_record(args, task)
-        if args.track:
-            start_tracking(args)
         try:
             with run.stop:
                 run.evaluate_if_due()  # of the untrained policy; or the run was stopped at one
