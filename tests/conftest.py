@@ -113,8 +113,8 @@ def read_events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: [(e.step, e.value) for e in log.Scalars(key)] for key in log.Tags()["scalars"]}
 
 
-def read_checkpoint(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+def read_checkpoint(run_dir: Path, name="checkpoint.pt") -> dict:
+    return torch.load(run_dir / name, map_location="cpu", weights_only=True)
 
 
 def same_bits(a, b) -> bool:
