@@ -792,6 +792,7 @@ def play_episode(
 ) -> Episode:
     """One episode with the policy's mode or, with a generator, with samples of it."""
     obs, _ = env.reset(seed=seed)
+    refuse_nan("reset", obs)
     steps, success, over = [], None, False
     while not over:
         stop.check()
@@ -800,12 +801,16 @@ def play_episode(
         next_obs, reward, terminated, truncated, info = env.step(action)
         steps.append((obs, action, float(reward), next_obs, float(terminated)))
         success = highest_success(success, info)
-        if not np.isfinite(next_obs).all() or not math.isfinite(reward):
-            raise ValueError(f"step {len(steps)} gives reward {reward}, observation {next_obs}")
+        refuse_nan(f"step {len(steps)}", next_obs, reward)
         if len(steps) == LONGEST_EPISODE:
             raise ValueError(f"no end after {len(steps)} steps; give it a max_episode_steps")
         obs, over = next_obs, terminated or truncated
     return Episode(*(np.array(column) for column in zip(*steps)), success)
+
+
+def refuse_nan(call: str, obs: np.ndarray, reward: float = 0.0) -> None:
+    if not np.isfinite(obs).all() or not math.isfinite(reward):
+        raise ValueError(f"{call} gives reward {reward}, observation {obs}")
 
 
 def highest_success(before: float | None, info: dict) -> float | None:
@@ -873,6 +878,7 @@ def parse_args(argv: list[str]) -> Args:
         changed = [name for name in FIXED_BY_PRETRAINING if differ(args, defaults, name)]
         where = f"--pretrained {args.pretrained}"
         check(not changed, f"{where}: was trained with other settings of {', '.join(changed)}")
+        args.pretrained = str(Path(args.pretrained).resolve())  # for --resume, see absolute
     args.dataset = absolute(args.dataset)
     label = f"{Path(args.dataset).stem}{'-finetuned' if args.pretrained else ''}-s{args.seed}"
     args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{label}"
@@ -954,8 +960,6 @@ def check_hash(args: Args, sha256: str) -> None:
 def describe_run(args: Args, task: Task) -> dict:
     """What args.json tells of a new run, for those who want to repeat it."""
     here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     packages = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
@@ -964,11 +968,20 @@ def describe_run(args: Args, task: Task) -> dict:
         "settings": asdict(args),
         "dataset_sha256": task.sha256,
         "dataset": task.description,
-        "commit": commit,
+        "commit": commit_of(here),
         "hardware": [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu],
         "python": sys.version,
         "packages": packages,
     }
+
+
+def commit_of(folder: Path) -> str:
+    """Of the scripts; empty where there is no repository, or no git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def save_record(args: Args, task: Task) -> None:
@@ -1248,7 +1261,7 @@ class Run:
         """Goes on from the folder's checkpoint; a new run may begin at another's pre-training."""
         state = read_checkpoint(self.folder, self.agent.device)
         if state is not None:
-            self.load_agent(state)
+            self.load_agent(state, self.folder)
             self.buffer.load_state_dict(state["buffer"])
             for name in self.counters:
                 setattr(self, name, state["counters"][name])
@@ -1260,14 +1273,14 @@ class Run:
                 state = read_state(path, self.agent.device)
             except Exception as error:
                 fail(f"--pretrained: {path} is damaged: {error}")
-            self.load_agent(state)
+            self.load_agent(state, path.parent)
             self.offline_steps = self.updates = state["counters"]["offline_steps"]
 
-    def load_agent(self, state: dict) -> None:
+    def load_agent(self, state: dict, folder: Path) -> None:
         try:
             self.agent.load_state_dict(state["agent"])
-        except RuntimeError as error:
-            fail(f"{self.folder}: other networks than the settings' are saved: {error}")
+        except RuntimeError:  # many lines, a layer each
+            fail(f"{folder}: the networks there have other sizes than the settings'")
         for name, optimizer in self.agent.optimizers.items():
             # Learning rates are the settings', which may be others than in pre-training.
             groups = optimizer.state_dict()["param_groups"]

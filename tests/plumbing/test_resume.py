@@ -89,7 +89,7 @@ LIVES = {
         ("explore", 2),
         ("update", 1),
     ],
-    "online": [("update", 165), ("judge", 3), ("explore", 2), ("row", 3), ("explore", 13)],
+    "online": [("update", 150), ("explore", 2), ("row", 3), ("update", 3), ("judge", 3)],
     "at the end": [("sync summary.json", 1), ("rename summary.json", 1), ("close", 1)],
 }
 
