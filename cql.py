@@ -1036,8 +1036,10 @@ def read_state(path: Path, device: str) -> dict:
     """Raises: whatever a damaged file makes zipfile or torch raise. No code in a file is run."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()  # torch itself would take any bits for numbers
-    if damaged:
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        # Where this is not 0, torch may take a file for a folder, and what it holds for nothing.
+        marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
+    if damaged or marked:
+        raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was saved")
     return torch.load(path, device, weights_only=True)
 
 
@@ -1319,7 +1321,8 @@ class Run:
 
     def close(self) -> None:
         self.progress.close()
-        self.writer.close()
+        with contextlib.suppress(OSError):  # of a full disk, of which save has told already
+            self.writer.close()
 
 
 # ---- Diagnoses: what a run was given -------------------------------------------------------------
