@@ -359,8 +359,7 @@ def damages(path: Path, chance: random.Random, long: bool):
     """Flipped bits in every region, then what is worse: pairs of a name and the damaged content."""
     content = path.read_bytes()
     for name, region in regions(path).items():
-        many = "content" not in name
-        n = len(region) * 8 if long and many else 60 if name == "directory" else 4
+        n = {"directory": 100, "end": 10}.get(name, 1) * (30 if long else 1)
         for _ in range(n):
             at, bit = chance.choice(region), chance.randrange(8)
             yield f"bit {bit} at {at} in {name}", flipped(content, at, bit)
