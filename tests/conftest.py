@@ -6,7 +6,6 @@ In a process of its own, as a user does, where that is the point (`run_script`);
 
 import os
 import random
-import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -63,7 +62,9 @@ def words(**settings) -> list[str]:
     line = []
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, tuple):
+        if isinstance(value, bool):
+            line.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
             line += [flag, *map(str, value)]
         elif value is not None:
             line.append(f"{flag}={value}")
@@ -89,15 +90,6 @@ def run_script(path: Path, *line: str, cwd: Path, timeout: float = 120):
     return SimpleNamespace(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-@pytest.fixture(autouse=True)
-def handlers_of_signals():
-    """A script's main has its own, with which Ctrl-C would not stop the tests."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def run_here(monkeypatch, tmp_path):
     """Runs a script in this process and in the folder tmp_path; returns its module."""
@@ -105,10 +97,9 @@ def run_here(monkeypatch, tmp_path):
 
     def run(script: str, *line: str) -> ModuleType:
         module = load_script(script)
-        # A folder without benchmarks/plot.py: drawing takes longer than such a run.
-        monkeypatch.setattr(module, "HERE", tmp_path)
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *line])
-        module.main()
+        # Drawing takes longer than such a run.
+        monkeypatch.setattr(module, "draw_curves", lambda folder: None)
+        module.main([*map(str, line)])
         return module
 
     return run
@@ -140,7 +131,7 @@ def same_bits(a, b) -> bool:
 def online_rows(module: ModuleType, run_dir: Path, obs_dim: int = 2, action_dim: int = 1):
     """The online transitions of a run's checkpoint as a Batch."""
     widths = [obs_dim, action_dim, 1, obs_dim, 1, 1]
-    return module.Batch(*read_checkpoint(run_dir)["ring"].split(widths, 1))
+    return module.Batch(*read_checkpoint(run_dir)["buffer"]["online"].split(widths, 1))
 
 
 @pytest.fixture(scope="session")
