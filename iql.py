@@ -545,7 +545,7 @@ def seed_everything(args: Args) -> None:
     of the user's may draw from any of them."""
     seed = seed_for(args, "weights")
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the old generator, which others may use
     torch.manual_seed(seed)
 
 

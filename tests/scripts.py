@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))  # a script added later is tested too
 CQL_FAMILY = [name for name in ("cql", "cal_ql") if name in SCRIPTS]
 AWR_FAMILY = [name for name in ("iql", "awac") if name in SCRIPTS]  # the policy copies the data
-BANNER = "# ==== Part II"
+BANNER = "# ==== From here on"
 CALIBRATION_KEYS = {"calibration/rate", "calibration/gap", "q/data", "q/policy", "q/random"}
 
 # Numbers of the authors' code: those in the repository, and all in $PARITY_DIR where it is set.
