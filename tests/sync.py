@@ -2,8 +2,9 @@
 
     python tests/sync.py cql.py                               the others become as cql.py is
 
-What is shared: the requirements on top, the imports, the functions and classes of the same name in
-Part I (but for Args, Agent and Actor), and Part II. test_scripts.py sees that it stays the same.
+What is shared: the requirements on top, the imports, the functions and classes of the same name
+above the banner "From here on" (but for Args, Agent and Actor), and all from that banner on.
+test_scripts.py sees that it stays the same.
 """
 
 import re
@@ -17,14 +18,14 @@ OWN = {"Args", "Agent", "Actor"}  # cql.py and cal_ql.py share these, too: but f
 
 def shared_parts(text: str) -> dict[str, str]:
     """The shared parts of a script by their names, each as it stands there."""
-    part_one, banner, part_two = text.partition(BANNER)
+    above, banner, below = text.partition(BANNER)
     docstring = text.index('"""')
     imports = text.index("\nimport ")
-    parts = {"requirements": text[:docstring], "Part II": banner + part_two}
+    parts = {"requirements": text[:docstring], "from the banner on": banner + below}
     parts["imports"] = text[imports : text.index("\n\n@dataclass", imports)]
     # A definition begins in the first column, with its decorators, and ends before the next thing
     # that does.
-    for block in re.findall(r"(?ms)^(?:@[^\n]+\n)?(?:def|class) .*?(?=\n\n\S)", part_one + "."):
+    for block in re.findall(r"(?ms)^(?:@[^\n]+\n)?(?:def|class) .*?(?=\n\n\S)", above + "."):
         name = re.search(r"(?:def|class) (\w+)", block)[1]
         if name not in OWN:
             parts[name] = block

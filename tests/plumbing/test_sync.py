@@ -14,8 +14,10 @@ def test_nothing_is_to_be_copied_now(name):
 def test_a_change_is_copied_and_nothing_else():
     changes = {  # what is changed in one script -> whether it is to reach the others
         "class Critic(nn.Module):": True,
-        "def require(good": True,
+        "def check(good": True,
         "import gymnasium as gym": True,
+        "def mlp(*widths": True,
+        "# requires-python": True,
         "Adam's rate for the critics": False,
         "self.critic_target = copy": False,
     }
