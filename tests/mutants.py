@@ -68,7 +68,7 @@ EQUIVALENT = {  # why -> mutants that compute the same: scripts, part of the lin
     "the same numbers but for roundings": [("awac iql", "fused=True", "False")],
     "without NaN nothing is to be refused": [("awac iql", "validate_args=False", "True")],
     "all is summed in the end": [("awac", "actor_loss = ", "pi.log_prob(actions)")],
-    "-0 is 0": [("cal_ql cql", "lagrange_loss = ", "-torch.zeros_like(self.log_lagrange)")],
+    "-0 is 0": [("cal_ql cql", "torch.zeros_like", "-torch.zeros_like(self.log_lagrange)")],
     "the losses need all draws, logged or not": [("cal_ql cql", "def draw(", "False")],
     "it multiplies A = 0": [("iql", "weights = ", "advantage <= 0")],
     "both are drawn or neither": [("awac iql", "metrics = ", "'random'")],
