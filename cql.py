@@ -654,8 +654,9 @@ def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None
     for key, array in data.items():
         if shapes[key] in [(n,), (n, 1)] and array.shape in [(n,), (n, 1)]:
             array = data[key] = array.reshape(shapes[key])
-        problem = f"{key} has the shape {array.shape}, but {env.spec.id} needs {shapes[key]}"
-        check(array.shape == shapes[key], f"{where} {problem}; is this its environment? --env-id")
+        needed = f"{n} rewards and {env.spec.id} need {shapes[key]}; is this its environment?"
+        problem = f"{key} has the shape {array.shape}, but {needed} --env-id"
+        check(array.shape == shapes[key], f"{where} {problem}")
         finite = np.isfinite(array.reshape(n, -1)).all(axis=1)
         check(finite.all(), f"{where} {key} has NaN or inf in row {finite.argmin()}")
     data["terminals"] = data["terminals"] != 0
@@ -667,12 +668,13 @@ def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None
 def check_scores(args: Args, attributes: dict) -> None:
     """Reference scores are two numbers, the first below the second."""
     scores = [attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)]
-    where = f"--dataset {args.dataset}: ref_min_score and ref_max_score are {scores}"
+    where = f"--dataset {args.dataset}: ref_min_score and ref_max_score are"
     try:
         low, high = map(float, scores)
     except (TypeError, ValueError):
-        fail(f"{where}, not two numbers")
-    check(-math.inf < low < high < math.inf, f"{where}; the first must be below the second")
+        fail(f"{where} {scores}, not two numbers")
+    good = -math.inf < low < high < math.inf
+    check(good, f"{where} {low:g} and {high:g}; the first must be below the second")
 
 
 def guess_timeouts(terminals: np.ndarray, time_limit: int | None) -> np.ndarray:
@@ -743,11 +745,13 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     """That of --env-id, else the dataset's own; flat observations, actions in [-1, 1]."""
     own = attributes.get("env_id") or f"benchmarks.envs:{Path(args.dataset).stem}"
     env_id = args.env_id or own
-    where = f"--env-id {env_id}"
+    where, parts = f"--env-id {env_id}", env_id.split(":")
+    form = "give an id of gymnasium's, or module:id with a module of yours"
+    check(len(parts) < 3 and all(parts), f"{where}: {form}")
     try:
         env = gym.make(env_id, **json.loads(attributes.get("env_kwargs", "{}")))
     except (gym.error.Error, ImportError) as error:
-        fail(f"{where}: {error}; give an id of gymnasium's, or module:id with a module of yours")
+        fail(f"{where}: {error}; {form}")
     except json.JSONDecodeError as error:
         fail(f"{where}: the dataset's attribute env_kwargs is not JSON ({error})")
     box = env.action_space
@@ -925,16 +929,16 @@ def differ(one: Args, other: Args, name: str) -> bool:
 
 def read_record(folder: str, flag: str) -> tuple[dict, Args]:
     """What args.json of a run's folder has, and the settings in it."""
+    check(folder != "", f"{flag}: give the folder of a run")
     try:
         record = json.loads((Path(folder) / "args.json").read_text())
-        settings = record["settings"]
+        script, settings = record["script"], record["settings"]
+        check(script == SCRIPT, f"{flag} {folder}: was made by {script}; use that")
         for name, value in settings.items():
             settings[name] = tuple(value) if isinstance(value, list) else value
         args = Args(**settings)
-        script = record["script"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fail(f"{flag} {folder}: is not the folder of a run ({error!r})")
-    check(script == SCRIPT, f"{flag} {folder}: was made by {script}; use that")
     return record, args
 
 
