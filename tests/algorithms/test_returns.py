@@ -1,16 +1,19 @@
 """Returns-to-go and the way from a dataset to episodes, by hand and against the authors' code."""
 
+from functools import cache
+
 import numpy as np
 import parity
 import pytest
 import torch
 from scripts import FIXTURES, SCRIPTS, load_script, rows_of_dataset, stand_in
 
+read = cache(parity.read)
 CASES = [
     pytest.param(path, case, id=f"{path.stem}-{case}")
     for path in FIXTURES
-    if "calc" in parity.read(path)[0]
-    for case in parity.return_cases(parity.read(path)[1])
+    if "calc" in read(path)[0]
+    for case in parity.return_cases(read(path)[1])
 ]
 
 
@@ -23,7 +26,7 @@ def script(request):
 def test_episodes_and_returns_are_those_of_the_authors(script, path, case):
     """calc: one episode; stream: a dataset; online: episodes played in an environment."""
     try:
-        worst = parity.check_returns(script, *parity.read(path), case)
+        worst = parity.check_returns(script, *read(path), case)
     except parity.NotOffered as reason:
         pytest.skip(str(reason))
     assert worst.excess <= 1, worst
