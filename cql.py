@@ -357,8 +357,7 @@ def load_episodes(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Tens
     steps -= np.maximum.accumulate(np.roll(terminations, 1) * steps)  # since the last terminal
     timeouts = data.get("timeouts", steps % limit == limit - 1) != 0
     ends = np.flatnonzero(terminations | timeouts) + 1
-    timeouts &= ~terminations
-    timeouts[-1] = not terminations[-1]  # left out like a timeout's step
+    timeouts = np.append(timeouts[:-1], True) & ~terminations  # the last row, too
     starts, stops = np.append(0, ends)[:-1], ends - timeouts[ends - 1]
     sizes, following = stops - starts, data.get("next_observations", obs[[*range(1, n), -1]])
     require(sizes.sum(), f"{where} no whole episode; mark their ends in terminals or timeouts")
