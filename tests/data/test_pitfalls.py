@@ -126,11 +126,20 @@ def test_next_observations_across_an_episodes_end(file):
     assert load(file(next_observations=own)).next_obs == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
 
 
-@pytest.mark.parametrize("flag", ["terminals", "timeouts"])
-def test_the_last_transition(file, flag):
-    """It has no next row and is left out, as in the authors' code; its episode is not."""
-    batch = load(file(**{flag: BASE[flag] | at(11)}))
+def test_the_last_transition(file):
+    """A terminal needs no next row; a timeout's step is left out, but not its episode."""
+    batch = load(file(terminals=BASE["terminals"] | at(11)))
+    assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert batch.terminations[-2:] == [0, 1] and batch.rewards[-1] == 11
+    batch = load(file(timeouts=BASE["timeouts"] | at(11)))
     assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
+
+
+def test_a_terminal_at_the_time_limit(file):
+    """The task ended there, with that reward, whether or not time was up, too."""
+    batch = load(file(terminals=at(2, 6)))
+    assert batch.obs == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.terminations == [0, 0, 1, 0, 0, 0, 1] and batch.rewards[-1] == 6
 
 
 def test_an_unfinished_tail(file):
@@ -144,10 +153,9 @@ def test_kitchen_without_timeouts(file):
     settings = dict(infinite_horizon=True)
     demonstrations = dict(timeouts=None, terminals=at(3, 7, 11))
     batch = load(file(**demonstrations), **settings)
-    assert batch.obs == [*range(11)] and batch.terminations == [0, 0, 0, 1] * 2 + [0] * 3
-    # The last row, a terminal, is left out: what was before goes on at the reward there, 10.
+    assert batch.obs == [*range(12)] and batch.terminations == [0, 0, 0, 1] * 3
     assert batch.mc_returns[3:4] + batch.mc_returns[7:] == pytest.approx(
-        [3, 7, 8 + 0.9 * (9 + 0.9 * 100), 9 + 0.9 * 100, 10 / 0.1]
+        [3, 7, 8 + 0.9 * (9 + 0.9 * (10 + 0.9 * 11)), 9 + 0.9 * (10 + 0.9 * 11), 10 + 0.9 * 11, 11]
     )
     # The same where the file has timeouts, in place of terminals.
     cut = load(file(timeouts=at(3, 7, 11), terminals=at()), **settings)
