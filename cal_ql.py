@@ -1120,9 +1120,10 @@ def start_tracking(args: Args) -> None:
 
     id_file = Path(args.run_dir) / "wandb_id.txt"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
-    names = dict(project="cal-ql", name=Path(args.run_dir).name, dir=args.run_dir)
-    identity = dict(id=id_file.read_text(), resume="allow")
+        id_file.write_text(os.urandom(4).hex())
+    folder = Path(args.run_dir)  # wandb's own files beside it: in it they would be logged, too
+    names = dict(project="cal-ql", name=folder.name, dir=folder.parent)
+    identity = dict(id=id_file.read_text(), resume="allow", reinit="finish_previous")
     wandb.init(**names, **identity, config=asdict(args), sync_tensorboard=True)
 
 
