@@ -127,20 +127,20 @@ def test_next_observations_across_an_episodes_end(file):
     assert load(file(next_observations=own)).next_obs == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
 
 
-@pytest.mark.parametrize("flag, last", [("terminals", [11]), ("timeouts", [])])
-def test_the_last_transition(file, flag, last):
-    """It has no next row: a timeout's is left out, as ever; a terminal needs none and stays."""
-    batch = load(file(**{flag: BASE[flag] | at(11)}))
-    assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, *last]
-    assert batch.terminations == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, *(1 for _ in last)]
+def test_the_last_transition(file):
+    """A terminal needs no next row; a timeout's step is left out, but not its episode."""
+    batch = load(file(terminals=BASE["terminals"] | at(11)))
+    assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert batch.terminations[-2:] == [0, 1] and batch.rewards[-1] == 11
+    batch = load(file(timeouts=BASE["timeouts"] | at(11)))
+    assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
 
 
-def test_a_goal_reached_with_the_last_step_that_there_is(file):
-    """gymnasium sets both flags: it is an end of the task, and worth what its reward says."""
+def test_a_terminal_at_the_time_limit(file):
+    """The task ended there, with that reward, whether or not time was up, too."""
     batch = load(file(terminals=at(2, 6)))
     assert batch.obs == [0, 1, 2, 3, 4, 5, 6]
-    assert batch.terminations == [0, 0, 1, 0, 0, 0, 1]
-    assert batch.mc_returns[5:] == pytest.approx([5 + 0.9 * 6, 6])
+    assert batch.terminations == [0, 0, 1, 0, 0, 0, 1] and batch.rewards[-1] == 6
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -172,8 +172,9 @@ def test_kitchen_without_timeouts(file):
     demonstrations = dict(timeouts=None, terminals=at(3, 7, 11))
     batch = load(file(**demonstrations), **settings)
     assert batch.obs == [*range(12)] and batch.terminations == [0, 0, 0, 1] * 3
-    assert batch.mc_returns[3::4] == [3, 7, 11]
-    assert batch.mc_returns[9:11] == pytest.approx([9 + 0.9 * 19.9, 10 + 0.9 * 11])
+    assert batch.mc_returns[3:4] + batch.mc_returns[7:] == pytest.approx(
+        [3, 7, 8 + 0.9 * (9 + 0.9 * (10 + 0.9 * 11)), 9 + 0.9 * (10 + 0.9 * 11), 10 + 0.9 * 11, 11]
+    )
     # The same where the file has timeouts, in place of terminals.
     cut = load(file(timeouts=at(3, 7, 11), terminals=at()), **settings)
     assert cut.obs == [0, 1, 2, 4, 5, 6, 8, 9, 10]

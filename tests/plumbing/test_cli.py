@@ -297,7 +297,7 @@ def test_another_box_is_rescaled(tmp_path, low, high):
 )
 def test_unknown_environment(refused, toy_file, env_id):
     line = quick(ONE, dataset=toy_file, env_id=env_id)
-    refused(line, f"--env-id {env_id}: ", "give an id of gymnasium's, or module:id")
+    refused(line, f"--env-id {env_id}: ", "give a gymnasium id, or module:id")
 
 
 def test_no_environment_named(refused, toy_file):
