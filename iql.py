@@ -80,9 +80,7 @@ class Args:
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = (
-        None  # unscaled; an episode of no other counts as failing forever
-    )
+    failure_reward: float | None = None  # unscaled; an episode of only this one fails forever
     infinite_horizon: bool = False  # G counts the last reward of an episode cut short forever
     normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 256  # transitions per gradient step

@@ -64,7 +64,7 @@ def rows_of_dataset(script: ModuleType, args, data: dict, env) -> torch.Tensor:
     """A file's arrays as rows of a batch's columns, in the way of a script's load_task."""
     data = dict(data)  # some are put right in their place
     script.check_dataset(args, data, env)
-    return script.load_rows(args, data, script.find_episodes(data), env)
+    return script.load_rows(args, data, script.find_episodes(data), script.action_box(env))
 
 
 def randn(*shape: int, seed: int, dtype=torch.float64) -> torch.Tensor:

@@ -18,7 +18,6 @@ def script(request):
 
 # --- Limits of settings ---------------------------------------------------------------------------
 
-ALMOST_ONE = math.nextafter(1, 0)
 LIMITS = {  # values next to a limit, on its two sides: those that are taken, those that are not
     "seed": ([0, 1], [-1]),
     "offline_steps": ([0, 1], [-1]),
@@ -27,12 +26,12 @@ LIMITS = {  # values next to a limit, on its two sides: those that are taken, th
     "eval_every_online": ([1], [0, -5]),
     "eval_episodes": ([1], [0]),
     "threads": ([1], [0]),
-    "gamma": ([0.0, ALMOST_ONE], [-0.1, 1.0, 1.5, math.nan]),
+    "gamma": ([0.0, 0.99999], [-0.1, 1.0, 1.5, math.nan]),
     "batch_size": ([1], [0, -1]),
     "offline_share": ([-1.0, 0.0, 0.5, 1.0], [-2.0, -0.5, 1.1, math.nan]),
     "buffer_size": ([1], [0]),
     "utd": ([1], [0]),
-    "tau": ([1e-9, 1.0], [0.0, -0.1, 1.5, math.nan]),
+    "tau": ([1e-6, 1.0], [0.0, -0.1, 1.5, math.nan]),
     "actor_hidden": ([(), (1,)], [(0,), (-8, 8)]),
     "critic_hidden": ([(), (1,)], [(0,), (8, -8)]),
     "value_hidden": ([(), (1,)], [(0,), (8, -8)]),
@@ -42,10 +41,10 @@ LIMITS = {  # values next to a limit, on its two sides: those that are taken, th
     "n_actions": ([1], [0]),
     "expectile": ([0.0, 0.5, 1.0], [-0.1, 1.5, math.nan]),
     "beta": ([0.0, 1000.0], [-0.1, math.nan]),
-    "dropout": ([0.0, ALMOST_ONE], [-0.1, 1.0, 1.5, math.nan]),
+    "dropout": ([0.0, 0.99], [-0.1, 1.0, 1.5, math.nan]),
     "fixed_log_std": ([None, -5.0, 2.0], [-5.5, 2.5, math.nan]),
     "weight_decay": ([0.0], [-1e-9, math.nan]),
-    "awac_lambda": ([1e-9], [0.0, -1.0, math.nan]),
+    "awac_lambda": ([1e-6, 1e9], [0.0, -1.0, 1.5e9, math.nan]),
 }
 
 

@@ -64,14 +64,14 @@ def test_an_episode_is_packed_in_the_order_of_a_batch(script):
     assert batch.mc_returns[:, 0].tolist() == [9 + 0.5 * 11, 11]
 
 
-@pytest.mark.parametrize("offline_share", [0.0, 0.25, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("offline_share", [0.0, 0.25, 0.5, 0.9, 1.0])
 def test_the_offline_share_is_exact_once_there_are_online_rows(script, offline_share):
     buffer = make_buffer(script, offline_share=offline_share)
     before = drawn(buffer)
     assert ((1 <= before) & (before <= 40)).all(), "before the first episode there is nothing else"
     buffer.add(rows_of(100, 5))
     for seed in range(20):
-        assert (drawn(buffer, seed) < 100).sum() == int(64 * offline_share)
+        assert (drawn(buffer, seed) < 100).sum() == round(64 * offline_share)
 
 
 def test_every_row_may_be_drawn(script):
@@ -178,6 +178,6 @@ def test_the_largest_reward(script, offline_share):
     buffer = make_buffer(script, offline_share=offline_share, buffer_size=60)
     buffer.ring[buffer.n_added :] = 1e9
     column = (OBS_DIM + ACTION_DIM) / 100
-    assert buffer.largest_reward() == pytest.approx(40 + column)
+    assert script.largest_reward(buffer) == pytest.approx(40 + column)
     buffer.add(-rows_of(100, 3))
-    assert buffer.largest_reward() == pytest.approx(102 + column)
+    assert script.largest_reward(buffer) == pytest.approx(102 + column)

@@ -68,7 +68,7 @@ def test_a_command_trains(run_here, imitated, tmp_path, command):
     assert python == "python" and script in SCRIPTS and name in envs.NAMES
     module = load_script(script)
     args = module.parse_args(line)
-    assert module.row_of(name) != "own" and not args.env_id, "which follows from the name"
+    assert module.row_of(name) != "defaults" and not args.env_id, "which follows from the name"
     assert (args.offline_steps, args.online_steps) >= (20_000, 200_000)
 
     imitated(name)

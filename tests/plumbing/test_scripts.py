@@ -143,16 +143,15 @@ def test_a_script_needs_nothing_else(name):
     """It can be copied alone into an empty folder: what lies beside it is asked for only within a
     function, and may be missing."""
     packages = {re.split(r"[\[<>=!~ ]", line)[0].replace("-", "_") for line in requirements()}
-    attempts = [node.body for node in nodes(name, ast.Try) if "ImportError" in ast.unparse(node)]
-    optional = [statement for body in attempts for statement in body]
+    on_top = [node for node in ast.parse(text_of(name)).body if isinstance(node, IMPORT)]
     for node in nodes(name, IMPORT):
         modules = [alias.name for alias in node.names]
         modules = [node.module] if isinstance(node, ast.ImportFrom) else modules
         assert not getattr(node, "level", 0), "a relative import"
-        if ast.unparse(node) not in map(ast.unparse, optional):
-            for module in modules:
-                assert module.split(".")[0] in packages | sys.stdlib_module_names, module
-    assert not any(word in imports(name) for word in ("benchmarks", "wandb"))
+        for module in {module.split(".")[0] for module in modules}:
+            inside = ast.unparse(node) not in map(ast.unparse, on_top)
+            optional = {"benchmarks", "wandb"} if inside else set()
+            assert module in packages | sys.stdlib_module_names | optional, module
 
 
 # --- Their form -----------------------------------------------------------------------------------
@@ -226,8 +225,8 @@ def test_rows_of_settings_are_settings(name):
         ("kitchen-partial-v0", "kitchen"),
         ("kitchen-completed-v0", "kitchen"),
         ("kitchen", "kitchen"),
-        ("kitchencomplete", "own"),
-        ("my-kitchen-complete-v0", "own"),
+        ("kitchencomplete", "defaults"),
+        ("my-kitchen-complete-v0", "defaults"),
     ],
 )
 def test_the_most_special_row_is_taken(dataset, row):
