@@ -79,9 +79,9 @@ def test_a_command_trains(run_here, imitated, tmp_path, command):
     )
     assert record["row"] == module.row_of(name) and "success" in summary["after"]
     state = read_checkpoint(tmp_path / "run")
-    counters = state["counters"]
-    assert counters["offline_steps"] == 2 and counters["updates"] >= 4
-    assert len(state["buffer"]["online"]) == counters["online_steps"] >= 2
+    done = state["run"]
+    assert done["offline_steps"] == 2 and done["updates"] >= 4
+    assert len(state["buffer"]["online"]) == done["online_steps"] >= 2
     # The networks are as wide as the paper's settings say.
     [width] = {
         w.shape[0] for key, w in state["agent"].items() if key.endswith("actor.net.0.weight")
