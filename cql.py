@@ -875,6 +875,7 @@ def play_episode(
     Raises: Stopped; UnusableStep for NaN, inf, a success that is no number, and for no end.
     """
     obs, _ = env.reset(seed=seed)
+    refuse_nan("reset", obs)
     steps, success, over = [], None, False
     while not over:
         stop.raise_if_received()
@@ -883,15 +884,16 @@ def play_episode(
         next_obs, reward, terminated, truncated, info = env.step(action)
         steps.append((obs, action, float(reward), next_obs, float(terminated)))
         success = highest_success(success, info)
-        if not (np.isfinite([*obs, *next_obs]).all() and math.isfinite(reward)):
-            problem = f"{next_obs} with reward {reward}"
-            raise UnusableStep(
-                f"step {len(steps)} of the environment leads from {obs} to {problem}"
-            )
+        refuse_nan(f"step {len(steps)}", next_obs, reward)
         if len(steps) == LONGEST_EPISODE:
             raise UnusableStep(f"no end after {len(steps)} steps; set its max_episode_steps")
         obs, over = next_obs, terminated or truncated
     return Episode(*(np.array(column) for column in zip(*steps)), success)
+
+
+def refuse_nan(call: str, obs: np.ndarray, reward: float = 0.0) -> None:
+    if not np.isfinite(obs).all() or not math.isfinite(reward):
+        raise UnusableStep(f"the environment's {call} returned observation {obs}, reward {reward}")
 
 
 def highest_success(before: float | None, info: dict) -> float | None:
@@ -1052,7 +1054,6 @@ def check_hash(args: Args, sha256: str) -> None:
 def describe_run(args: Args, task: Task) -> dict:
     """The content of a new run's args.json: what it takes to repeat the run."""
     here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-    commit = subprocess.getoutput(f"git -C '{here}' describe --always --dirty --abbrev=40")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     packages = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
@@ -1061,11 +1062,20 @@ def describe_run(args: Args, task: Task) -> dict:
         "settings": asdict(args),
         "dataset_sha256": task.sha256,
         "dataset": task.description,
-        "commit": commit,
+        "commit": commit_of(here),
         "hardware": [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu],
         "python": sys.version,
         "packages": packages,
     }
+
+
+def commit_of(folder: Path) -> str:
+    """Of the scripts; empty where there is no repository, or no git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def save_record(args: Args, task: Task) -> None:
@@ -1100,8 +1110,10 @@ def read_state(path: Path, device: str) -> dict:
     """Raises: whatever a damaged file makes zipfile or torch raise. No code in a file is run."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()  # torch does not look at checksums
-    if damaged:
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        # Where this is not 0, torch may take a file for a folder, and what it holds for nothing.
+        marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
+    if damaged or marked:
+        raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was saved")
     return torch.load(path, device, weights_only=True)
 
 
@@ -1385,8 +1397,8 @@ class Run:
     def load_agent(self, state: dict) -> None:
         try:
             self.agent.load_state_dict(state["agent"])
-        except RuntimeError as error:
-            fail(f"the saved networks do not fit the settings: {error}")
+        except RuntimeError:  # many lines, some for each layer
+            fail("the saved networks are of other sizes than those of the settings")
         for name, optimizer in self.agent.optimizers.items():
             # Learning rates are those of the settings, which may be others than in pre-training.
             groups = optimizer.state_dict()["param_groups"]
@@ -1405,7 +1417,8 @@ class Run:
 
     def close(self) -> None:
         self.progress.close()
-        self.writer.close()
+        with contextlib.suppress(OSError):  # of a full disk, which has ended the run already
+            self.writer.close()
 
 
 def split_evaluations(args: Args, evaluations: list) -> tuple[list[dict], list[dict]]:
@@ -1509,12 +1522,12 @@ def main(argv: list[str] | None = None) -> None:
 
 FEW_REWARDS = 10  # distinct rewards up to which they count as sparse, such as 0 and 1
 SAMPLE = 10_000  # rows that are enough for an average
-CHUNK = 10_000  # rows compared at a time: copies of whole arrays could take gigabytes
 MANY_CLIPPED, MOST_CLIPPED = 0.05, 0.5  # share of the actions' numbers; above: a warning, the end
 FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps not leading to the next row; above: likewise
 JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
 LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
 FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
+MOST_ENTRIES = 6  # of a Dict observation; they can be put in 720 orders
 MISFIT, MISFIT_FACTOR = 0.1, 4.0  # an order is wrong above 0.1 + 4 * the best order's misfit
 KNOWN_REWARDS = 0.2  # share of the environment's rewards that the dataset has, at least
 SELDOM = 0.05  # share of the dataset's episodes that begin with its highest reward
@@ -1548,7 +1561,7 @@ def thin_out(array: np.ndarray) -> np.ndarray:
 
 def few_rewards(rewards: np.ndarray) -> np.ndarray | None:
     """The distinct rewards, sorted, if they are few and come again and again; else None."""
-    values = np.unique(rewards)
+    values = np.unique(rewards) + 0.0  # makes 0 of -0
     return values if len(values) <= min(FEW_REWARDS, len(rewards) / 10) else None
 
 
@@ -1566,27 +1579,37 @@ def describe_dataset(
     """Facts about a dataset, for args.json and print_description."""
     rewards, actions = data["rewards"], data["actions"]
     lengths = [span.stop - span.start for span in episodes]
-    returns = [float(rewards[span].sum(dtype=np.float64)) for span in episodes]
-    terminal = [bool(data["terminals"][span.stop - 1]) for span in episodes]
-    ends = np.flatnonzero(data["terminals"] | data["timeouts"])
+    by_terminal = sum(bool(data["terminals"][span.stop - 1]) for span in episodes)
+    last_end = int(np.flatnonzero(data["terminals"] | data["timeouts"])[-1])
     scaled = 2 * (thin_out(actions) - box.low) / (box.high - box.low) - 1
-    values = few_rewards(rewards)
-    description = {
+    return {
         "rows": len(rewards),
         "rows_used": sum(lengths),
-        "rows_of_an_open_episode": int(len(rewards) - 1 - ends[-1]),
+        "rows_of_an_open_episode": len(rewards) - 1 - last_end,
         "episodes": len(episodes),
-        "ended_by_terminal": sum(terminal),
-        "ended_by_timeout": len(episodes) - sum(terminal),
+        "episodes_of_one_step": lengths.count(1),
+        "ended_by_terminal": by_terminal,
+        "ended_by_timeout": len(episodes) - by_terminal,
         "longest_episode": max(lengths),
+        "mean_action_size": float(np.abs(scaled).mean()),
+        "actions_clipped": share_outside(actions, box),
+        **describe_rewards(rewards, episodes),
+    }
+
+
+def describe_rewards(rewards: np.ndarray, episodes: list[slice]) -> dict:
+    """Returns and, where rewards are few, how many rows have each and how many episodes reach the
+    highest: those with a success, wherever success is what is rewarded."""
+    returns = [float(rewards[span].sum(dtype=np.float64)) for span in episodes]
+    description = {
         "return_least": min(returns),
         "return_mean": sum(returns) / len(returns),
         "return_most": max(returns),
-        "mean_action_size": float(np.abs(scaled).mean()),
-        "actions_clipped": share_outside(actions, box),
     }
+    values = few_rewards(rewards)
     if values is not None:
         description["rewards"] = {f"{value:g}": int((rewards == value).sum()) for value in values}
+    if values is not None and len(values) > 1:
         best = [bool((rewards[span] == values[-1]).any()) for span in episodes]
         description["episodes_with_the_highest"] = sum(best)
     return description
@@ -1594,26 +1617,25 @@ def describe_dataset(
 
 def print_description(description: dict) -> None:
     """Three lines: a dataset's episodes, its rewards, its actions."""
-    about, left = description, ""
-    if about["rows_of_an_open_episode"]:
-        left = f"; the last {about['rows_of_an_open_episode']:,} rows belong to one without end"
-    print(
-        f"data: {about['rows_used']:,} of {about['rows']:,} rows are used, in"
-        f" {about['episodes']:,} episodes; {about['ended_by_terminal']:,} end in a terminal,"
-        f" {about['ended_by_timeout']:,} at a time limit{left}"
-    )
+    about = description
+    line = f"data: {about['rows_used']:,} of {about['rows']:,} rows are used, in"
+    line += f" {about['episodes']:,} episodes ({about['episodes_of_one_step']:,} of a single step):"
+    line += f" {about['ended_by_terminal']:,} end in a terminal,"
+    line += f" {about['ended_by_timeout']:,} at a time limit"
+    if about["rows_of_an_open_episode"] > 0:
+        line += f"; after the last end {about['rows_of_an_open_episode']:,} rows are left out"
+    print(line)
     line = f"data: returns from {about['return_least']:.4g} to {about['return_most']:.4g},"
     line += f" mean {about['return_mean']:.4g}"
     if "rewards" in about:
         counts = [f"{value} ({count:,} rows)" for value, count in about["rewards"].items()]
         line += f"; rewards {', '.join(counts)}"
+    if "episodes_with_the_highest" in about:
         line += f"; {about['episodes_with_the_highest']:,} episodes reach the highest"
     print(line)
-    print(
-        f"data: actions have a mean size of {about['mean_action_size']:.2f} in a box of [-1, 1];"
-        f" {about['actions_clipped']:.2%} of their numbers are outside and clipped",
-        flush=True,
-    )
+    line = f"data: actions have a mean size of {about['mean_action_size']:.2f}, with their box as"
+    line += f" [-1, 1]; {about['actions_clipped']:.2%} of their numbers are outside it and clipped"
+    print(line, flush=True)
 
 
 def diagnose_dataset(
@@ -1622,7 +1644,7 @@ def diagnose_dataset(
     """All that can be seen in the file alone."""
     check_row_order(data, episodes)
     check_clipped_actions(data["actions"], box)
-    warn_of_equal_rewards(data, episodes)
+    warn_of_equal_rewards(args, data, episodes)
     if not args.normalize_observations:
         warn_of_observation_scale(data["observations"])
 
@@ -1641,18 +1663,16 @@ def check_row_order(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
 
 
 def share_of_jumps(data: dict[str, np.ndarray], episodes: list[slice]) -> float:
-    """Share of the steps inside episodes whose next observation is not the next row's."""
+    """Share of the steps within episodes whose next observation is not the next row's."""
     obs, next_obs = data["observations"], data["next_observations"]
-    inside = np.zeros(len(obs), bool)
-    for span in episodes:
-        inside[span.start : span.stop - 1] = True  # the last step leads out of the episode
     tolerance = JUMP * np.abs(thin_out(obs)).mean(axis=0)
-    jumps = 0
-    for start in range(0, len(obs) - 1, CHUNK):
-        stop = min(start + CHUNK, len(obs) - 1)
-        differs = np.abs(next_obs[start:stop] - obs[start + 1 : stop + 1]) > tolerance
-        jumps += np.count_nonzero(differs.any(axis=1) & inside[start:stop])
-    return jumps / max(np.count_nonzero(inside), 1)
+    n_jumps = n_steps = 0
+    for span in episodes:
+        following = obs[span.start + 1 : span.stop]
+        own = next_obs[span.start : span.stop - 1]  # the last step leads out of the episode
+        n_jumps += np.count_nonzero((np.abs(own - following) > tolerance).any(axis=1))
+        n_steps += len(following)
+    return n_jumps / max(n_steps, 1)
 
 
 def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
@@ -1669,12 +1689,13 @@ def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
     warn(f"{seen}. They are clipped, which is right if they were when played; if not, {remedy}")
 
 
-def warn_of_equal_rewards(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
-    """Where all rewards are the same, no action is better than another. The exception: rewards
-    other than 0 in episodes that the task ends, since then it matters how long they last."""
+def warn_of_equal_rewards(args: Args, data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+    """Where all rewards are the same, no action is better than another. The exception: scaled ones
+    other than 0 where the task ends episodes, since then it matters how long these last."""
     used = np.concatenate([data["rewards"][span] for span in episodes])
     ends = [data["terminals"][span.stop - 1] for span in episodes]
-    if (used != used[0]).any() or (used[0] != 0 and any(ends)):
+    length_matters = scale_rewards(args, used[0]) != 0 and any(ends)
+    if (used != used[0]).any() or length_matters:
         return
     remedy = "write the task's rewards into the file"
     if (data["rewards"] != used[0]).any():
@@ -1694,33 +1715,32 @@ def compare_with_data(task: Task, episodes: list[Episode]) -> None:
     """Checks on the first evaluation: where episodes begin and which kind of rewards there are
     hardly depends on the policy."""
     firsts = np.stack([episode.obs[0] for episode in episodes])
-    warn_of_other_starts(task.summary, firsts, task.env)
+    warn_of_other_starts(task.summary, firsts, entries_of(task.env))
     warn_of_other_rewards(task.summary, episodes)
 
 
-def warn_of_other_starts(data: DataSummary, firsts: np.ndarray, env: gym.Env) -> None:
+def warn_of_other_starts(data: DataSummary, firsts: np.ndarray, entries: dict[str, int]) -> None:
     """Whether the numbers of an observation mean the same in dataset and environment. The usual
     reason if not: the entries of a Dict observation were put together in another order."""
-    entries, hint = entries_of(env), ""
     listed = ", ".join(f"{key} ({size})" for key, size in entries.items())
-    order = ", ".join(better_order(data, firsts, entries))
-    far = far_columns(data, firsts)
-    seen = "the environment's first observations"
+    order, far = better_order(data, firsts, entries), far_columns(data, firsts)
     if order:
-        hint = f"the file seems to have the entries in the order {order}"
-        warn(f"{seen} do not fit the dataset's: {hint}; gymnasium flattens them to {listed}")
+        seen = "the environment's first observations do not fit the dataset's, which seem to have"
+        seen += f" their entries in the order {', '.join(order)}"
+        warn(f"{seen}; write the file's in gymnasium's order, {listed}")
     elif len(far) > 0:
-        numbers = f"{data.obs_low[far[0]]:.4g} to {data.obs_high[far[0]]:.4g}"
-        hint = f" (the environment's order of entries is {listed})" if listed else ""
-        found = f"column {far[0]} is {firsts[0, far[0]]:.4g}, in the dataset it is {numbers}"
-        remedy = f"make sure that both have the same quantities, order and units{hint}"
-        warn(f"{seen} are far from the dataset's: {found}; {remedy}")
+        column = far[0]
+        low, high = data.obs_low[column], data.obs_high[column]
+        seen = f"in the environment's first observations column {column} is"
+        seen += f" {firsts[0, column]:.4g}, far from the dataset's {low:.4g} to {high:.4g}"
+        hint = f" (the environment's entries are {listed})" if entries else ""
+        warn(f"{seen}; make sure that both have the same quantities, order and units{hint}")
 
 
 def entries_of(env: gym.Env) -> dict[str, int]:
     """A Dict observation's entries in the order in which gymnasium flattens them, with the size of
     each; empty for any other observation."""
-    space = env.unwrapped.observation_space
+    space = env.env.env.observation_space  # that of the environment inside FlattenObservation
     if not isinstance(space, gym.spaces.Dict):
         return {}
     return {key: gym.spaces.flatdim(entry) for key, entry in space.spaces.items()}
@@ -1733,19 +1753,26 @@ def better_order(data: DataSummary, firsts: np.ndarray, entries: dict[str, int])
     Start and goal may be elsewhere in a good dataset: then no order fits, and nothing is said. Even
     in the right order some numbers fall outside, where there are few episodes to compare.
     """
-    if not 1 < len(entries) <= 6 or sum(entries.values()) != firsts.shape[1]:
+    if not 1 < len(entries) <= MOST_ENTRIES:
         return []
     ends = np.cumsum(list(entries.values()))
     parts = dict(zip(entries, np.split(firsts, ends[:-1], axis=1)))
-    slack = 0.25 * (data.start_high - data.start_low) + 1e-3
-
-    def misfit(order) -> float:
+    misfits = {}
+    for order in itertools.permutations(entries):
         numbers = np.concatenate([parts[key] for key in order], axis=1)
-        below, above = numbers < data.start_low - slack, numbers > data.start_high + slack
-        return (below | above).mean()
+        misfits[order] = share_outside_starts(data, numbers)
+    best = min(misfits, key=misfits.get)
+    fits = misfits[tuple(entries)] <= MISFIT + MISFIT_FACTOR * misfits[best]
+    return [] if fits else list(best)
 
-    best = min(itertools.permutations(entries), key=misfit)
-    return list(best) if misfit(entries) > MISFIT + MISFIT_FACTOR * misfit(best) else []
+
+def share_outside_starts(data: DataSummary, firsts: np.ndarray) -> float:
+    """Share of the numbers that lie outside the range in which the dataset's episodes begin, with
+    some room around it. Zeros do not count: an observation may be full of them."""
+    room = 0.25 * (data.start_high - data.start_low) + 1e-3
+    outside = (firsts < data.start_low - room) | (firsts > data.start_high + room)
+    counted = firsts != 0
+    return np.count_nonzero(outside & counted) / max(np.count_nonzero(counted), 1)
 
 
 def far_columns(data: DataSummary, firsts: np.ndarray) -> np.ndarray:
@@ -1777,9 +1804,10 @@ def warn_of_other_rewards(data: DataSummary, episodes: list[Episode]) -> None:
         begin_best = (data.first_rewards == values[-1]).mean()
         too_good = played.min() >= values[-1] and begin_best < SELDOM
     if strange or too_good:
-        seen = f"the dataset's rewards are {spell(data.rewards)}, the environment's {spell(played)}"
-        remedy = "convert the file's, or name their environment with --env-id"
-        warn(f"{seen} in the first evaluation, and do not match; {remedy}")
+        seen = f"the dataset's rewards are {spell(data.rewards)}, but those of the environment"
+        seen += f" {spell(played)} in the first evaluation, and do not match"
+        remedy = "convert the file's rewards (--reward-scale and --reward-bias change both alike)"
+        warn(f"{seen}; {remedy}, or name the environment that they are from with --env-id")
 
 
 def spell(rewards: np.ndarray) -> str:
@@ -1787,7 +1815,7 @@ def spell(rewards: np.ndarray) -> str:
     values = few_rewards(rewards)
     if values is None:
         return f"many values from {rewards.min():.4g} to {rewards.max():.4g}"
-    return " and ".join(f"{value:g}" for value in values)
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def warn_of_exploding_q(evaluations: list) -> None:
