@@ -18,9 +18,9 @@ data, too:
 
 AWAC:   Nair et al. 2020, arXiv:2006.09359.
 Code:   github.com/ikostrikov/jaxrl, 4a9abaf, not the authors', settles what the paper leaves open.
-Run:    python awac.py                 the embedded task, or with --dataset and --env-id your own
+Run:    python awac.py                 the small task, or with --dataset and --env-id your own
 Expect: after pre-training Q(s0), the forecast for an episode's start, is somewhat below what the
-        policy obtains. Online the policy loses nothing, and obtains more.
+        policy obtains. Online the score does not drop, and more is obtained.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    dataset: str = "pointmaze"  # an HDF5 file or a name, pointmaze (comes along) or D4RL's
+    dataset: str = "pointmaze"  # an HDF5 file, or a name: pointmaze or one of D4RL's
     env_id: str = ""  # gymnasium id, or module:id; empty: the environment of the dataset
     seed: int = 0  # of weights, batches, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
-    online_steps: int = 100_000  # fine-tuning, in environment steps, up to an episode's end
+    online_steps: int = 100_000  # fine-tuning, in environment steps; ends with an episode
     eval_every_offline: int = 5_000  # gradient steps between evaluations
     eval_every_online: int = 2_000  # environment steps between evaluations
     eval_episodes: int = 20  # episodes per evaluation, from the same starts each time
@@ -79,8 +79,8 @@ class Args:
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; an episode of only this one fails forever
-    infinite_horizon: bool = False  # G counts the last reward of an episode cut short forever
+    failure_reward: float | None = None  # unscaled; with no other an episode fails forever, see G
+    infinite_horizon: bool = False  # G repeats the last reward forever after a cut
     normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 1024  # transitions per gradient step
     offline_share: float = -1.0  # dataset's share of online batches; -1: one FIFO buffer of both
@@ -119,8 +119,9 @@ KITCHEN = dict(
     eval_every_online=5_000,
     infinite_horizon=True,
 )
-# A row holds for datasets of its name, and for names that go on after it with a hyphen, such as
-# antmaze-umaze-v2; other datasets get the defaults above.
+# A row applies to the dataset of that name and to names that continue it with a hyphen, such as
+# antmaze-umaze-v2; others get the defaults above. The values are those of the public code named on
+# top, but for pointmaze, the project's own small task.
 SETTINGS = {
     "pointmaze": dict(
         offline_steps=6_000,
@@ -196,11 +197,14 @@ class Actor(nn.Module):
 
 @torch.no_grad()
 def calibration(agent: Agent, batch: Batch, noise: dict) -> dict[str, Tensor]:
-    """How calibrated the critics are: Q at s of the data's actions, of random ones and of pi's at s
-    and s', and how the last compare with the data's return. For the log; no loss sees it."""
+    """How calibrated the critics are, for the log alone: Q at s of the data's actions, of random
+    ones and of pi's, and how the last compare with the data's return. pi's actions at s' are judged
+    at s, too: CQL's loss does that, and all scripts log the same numbers."""
     states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]
     mean, log_std = agent.actor(states)  # (B, 2, 1, act)
-    policy_actions = (mean + log_std.exp() * noise["policy"]).clamp(-1, 1)  # as they are played
+    policy_actions = (mean + log_std.exp() * noise["policy"]).clamp(
+        -1, 1
+    )  # as the environment gets them
     candidates = [batch.actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
     n = noise["random"].shape[1]
     q = agent.critic(batch.obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
@@ -212,9 +216,13 @@ def calibration(agent: Agent, batch: Batch, noise: dict) -> dict[str, Tensor]:
 
 
 class Agent(nn.Module):
-    """Networks, losses and update. The shared part below knows of an agent only optimizers (all of
-    them are saved), draw, update, act, begin_finetuning and, to evaluate, critic and normalize. An
-    update may take several steps on parts of its batch; counts of its own belong in a buffer."""
+    """Networks, losses and update.
+
+    Beside what every nn.Module has, the part that all scripts share uses args, device, optimizers
+    (all are saved), draw, update, act, begin_finetuning, obs_mean, obs_std and, to evaluate, critic
+    and normalize. For twenty critic steps in one update take a batch twenty times as large, and
+    split batch and noise in update. A counter is saved if it is registered by register_buffer.
+    """
 
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
         super().__init__()
@@ -222,7 +230,7 @@ class Agent(nn.Module):
         self.actor = Actor(obs_dim, action_dim, args.actor_hidden)
         self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        # Of the dataset's observations, for normalize.
+        # Mean and std of the dataset's observations, for normalize.
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
         self.register_buffer("obs_std", torch.ones(obs_dim))
         self.to(device)
@@ -272,6 +280,7 @@ class Agent(nn.Module):
         """First the critics; the policy learns from the new ones; last, the slow critics follow."""
         batch = batch._replace(obs=self.normalize(batch.obs))
         batch = batch._replace(next_obs=self.normalize(batch.next_obs))
+        # Drawn only if this update is logged.
         metrics = calibration(self, batch, noise) if "policy" in noise else {}
         for name, loss_of in {"critic": self.critic_loss, "actor": self.actor_loss}.items():
             loss, found = loss_of(batch, noise)
@@ -285,21 +294,21 @@ class Agent(nn.Module):
         return {key: value.detach() for key, value in metrics.items()}
 
     def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
-        """What an update draws, and actions that it needs to be logged; from outside, so that a
-        test can fix it."""
+        """The random numbers of one update; a test can pass others. If it is logged, they include
+        noise of pi's actions and random actions."""
         n, size = self.args.n_actions, self.action_dim
         options = dict(generator=generator, device=self.device)
         noise = {
             "target": torch.randn(batch_size, size, **options),  # pi(.|s') in y
             "actor": torch.randn(batch_size, n, size, **options),  # pi(.|s) in A
         }
-        if log:  # ten are enough for a mean
+        if log:  # ten actions a state are enough for a mean
             noise["policy"] = torch.randn(batch_size, 2, 10, size, **options)
             noise["random"] = 2 * torch.rand(batch_size, 10, size, **options) - 1
         return noise
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """(..., obs) as the networks see them: with --normalize-observations of mean 0, std 1."""
+        """(..., obs) as the networks see them: standardised with --normalize-observations."""
         if not self.args.normalize_observations:
             return obs
         return (obs - self.obs_mean) / self.obs_std
@@ -308,7 +317,7 @@ class Agent(nn.Module):
     def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(..., obs) as the environment gives them -> (..., act) in [-1, 1]: samples with a
         generator, else the mean."""
-        mean, log_std = self.actor(self.normalize(obs.to(self.obs_mean)))
+        mean, log_std = self.actor(self.normalize(obs.to(self.obs_mean)))  # its device and dtype
         if generator is None:
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=self.device)
@@ -346,7 +355,7 @@ class Episode(NamedTuple):
 
 
 def column_widths(obs_dim: int, action_dim: int) -> list[int]:
-    """Of the columns of a Batch."""
+    """How many numbers each column of a Batch has."""
     return [obs_dim, action_dim, 1, obs_dim, 1, 1]
 
 
@@ -357,9 +366,9 @@ def scale_rewards(args: Args, rewards: np.ndarray) -> np.ndarray:
 def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
     """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: unscaled rewards (T,) -> returns (T,).
 
-    After the last step G is 0 or, with infinite_horizon, counts the last reward forever. An episode
-    of nothing but failure_reward counts as failing forever, as in the authors' replay_buffer.py:
-    with gamma 0.9 the rewards -1, -1 have the returns -10, -10.
+    After the last step G is 0 or, with infinite_horizon, repeats the last reward forever. An
+    episode of nothing but failure_reward counts as failing forever: with gamma 0.9 the rewards
+    -1, -1 have the returns -10, -10 (as in replay_buffer.py of github.com/nakamotoo/Cal-QL).
     """
     scaled = scale_rewards(args, rewards.astype(np.float64))
     discounts = args.gamma * (1 - terminations.astype(np.float64))
@@ -399,7 +408,7 @@ class ReplayBuffer:
         self.batch_size, self.offline_share = args.batch_size, args.offline_share
         self.widths = column_widths(obs_dim, action_dim)
         self.n_added = 0  # rows that ever went into the ring
-        self.n_shared = len(dataset) if args.offline_share == -1 else 0  # of them, the dataset's
+        self.n_shared = len(dataset) if args.offline_share == -1 else 0  # the dataset's among them
         capacity = max(args.buffer_size, self.n_shared)
         self.ring = torch.empty(capacity, sum(self.widths), device=device)
         if self.n_shared:
@@ -410,12 +419,14 @@ class ReplayBuffer:
 
     def add(self, rows: Tensor) -> None:
         self.n_added += len(rows)
-        rows = rows[-len(self.ring) :].to(self.ring.device)  # of more, only the newest fit
+        rows = rows[-len(self.ring) :].to(
+            self.ring.device
+        )  # the newest, if there are more than slots
         slots = torch.arange(self.n_added - len(rows), self.n_added, device=self.ring.device)
         self.ring[slots % len(self.ring)] = rows
 
     def sample(self, generator: torch.Generator) -> Batch:
-        """A batch. A fixed share comes from the dataset; all of it while the ring is empty."""
+        """offline_share of a batch is from the dataset; the whole batch while the ring is empty."""
         online = self.ring[: self.n_added]
         share = max(self.offline_share, 0) if len(online) else 1
         n_offline = round(share * self.batch_size)
@@ -439,6 +450,8 @@ class ReplayBuffer:
 
 
 # ==== The two phases ==============================================================================
+# A Run, below, holds the counters of both loops. Its report is called after each pass: it logs,
+# saves, evaluates and stops.
 
 
 def pretrain(agent: Agent, buffer: ReplayBuffer, run: Run) -> None:
@@ -453,8 +466,8 @@ def finetune(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None
     """Online: play an episode, add it with its returns, take utd gradient steps for each step.
 
     A pass of the loop is either an episode or one of the gradient steps that are due for it, so
-    that a run can be saved, stopped and continued between any two of them. In a warm-up updates_due
-    begins below 0: that many gradient steps are left out.
+    that a run can be saved, stopped and continued between any two of them. A warm-up starts
+    updates_due below 0: the gradient steps of its environment steps are never taken.
     """
     args = agent.args
     if run.online_steps == 0:
@@ -493,16 +506,12 @@ LOG_EVERY = 100  # steps between two rows of training metrics
 SAVE_EVERY = 60  # seconds between two checkpoints; every evaluation makes one, too
 LONGEST_EPISODE = 100_000  # steps; longer ones are taken to be endless
 SUCCESS_KEYS = ["success", "is_success", "goal_achieved"]  # in the environment's info
+# What --resume accepts beside the run's own settings.
 RESUME_MAY_CHANGE = ["resume", "dataset", "device", "offline_steps", "online_steps"]
-PRETRAINING_FIXES = [
-    "offline_steps",
-    "gamma",
-    "reward_scale",
-    "reward_bias",
-    "failure_reward",
-    "infinite_horizon",
-    "normalize_observations",
-]
+# With other values of these, pre-trained networks would not fit or would mean something else.
+PRETRAINING_FIXES = ["offline_steps", "gamma", "reward_scale", "reward_bias", "failure_reward"]
+PRETRAINING_FIXES += ["infinite_horizon", "normalize_observations", "actor_hidden", "critic_hidden"]
+PRETRAINING_FIXES += ["value_hidden", "fixed_log_std"]  # which not every script has
 
 
 def fail(problem: str) -> NoReturn:
@@ -546,9 +555,10 @@ def find_dataset(name: str) -> tuple[Path, dict]:
     """The path of the dataset's file and, for a name, what is known about its task."""
     if os.path.isfile(name):
         return Path(name), {}
-    check(not os.path.isdir(name), f"--dataset {name}: is a folder; give one of its files")
     is_path = os.path.basename(name) != name or name.endswith((".hdf5", ".h5"))
-    check(not is_path, f"--dataset {name}: no such file")
+    if is_path:
+        check(not os.path.isdir(name), f"--dataset {name}: is a folder; give one of its files")
+        fail(f"--dataset {name}: no such file")
     try:
         from benchmarks.data import names  # lies beside the script, unless that was copied alone
     except ImportError:
@@ -573,7 +583,7 @@ def read_dataset(path: Path) -> tuple[dict[str, np.ndarray], dict]:
                 if key in file.attrs:
                     value = file.attrs[key]
                     attributes[key] = value.decode() if isinstance(value, bytes) else value
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # of damage
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py raises these
         fail(f"--dataset {path}: cannot be read as HDF5 ({error}){advice_for_other_formats(path)}")
     return data, attributes
 
@@ -606,11 +616,11 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None:
+def check_and_tidy(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None:
     """The arrays fit each other and the environment, and all numbers are finite.
 
-    (N, 1) becomes (N,) where a row is a single number, (N,) becomes (N, 1) for actions, the flags
-    become bool, and timeouts are guessed where there are none.
+    Single numbers a row are taken as (N,) and as (N, 1). The flags become bool, and timeouts are
+    guessed where there are none.
     """
     where, n = f"--dataset {args.dataset}:", len(data["rewards"])
     check(data["observations"].ndim < 3, f"{where} images as observations are not supported")
@@ -658,10 +668,10 @@ def guess_timeouts(terminals: np.ndarray, time_limit: int | None) -> np.ndarray:
 def find_episodes(data: dict[str, np.ndarray]) -> list[slice]:
     """The rows of each episode, in order.
 
-    As in the authors' code, two things are left out: the step of a timeout, since many files do not
-    hold the observation after it, and a last episode that does not end, since its return is not
-    known. A terminal always stays, also where the time limit ended the episode at the same step
-    (gymnasium then sets both) and in the last row of the file.
+    As in Cal-QL's public code, two things are left out: the step of a timeout, since many files do
+    not hold the observation after it (online it is kept: there it is known), and a last episode
+    that does not end, since its return is not known. A terminal always stays, also where the time
+    limit ended the episode at the same step (gymnasium then sets both) and in the last row.
     """
     episodes, start = [], 0
     for end in np.flatnonzero(data["terminals"] | data["timeouts"]).tolist():
@@ -689,7 +699,7 @@ def load_rows(
 def episode_at(data: dict[str, np.ndarray], span: slice, box: gym.spaces.Box) -> Episode:
     """The file's rows of an episode, with actions moved from the environment's box to [-1, 1]."""
     actions = 2 * (data["actions"][span] - box.low) / (box.high - box.low) - 1
-    # Kept off the edge, where tanh would need an infinite input; as in the authors' code.
+    # Off the edge, for scripts that invert a tanh; as in Cal-QL's public code.
     actions = actions.clip(-0.99999, 0.99999)
     obs, rewards = data["observations"][span], data["rewards"][span]
     terminations = data["terminals"][span].astype(np.float32)
@@ -697,8 +707,8 @@ def episode_at(data: dict[str, np.ndarray], span: slice, box: gym.spaces.Box) ->
 
 
 def next_observations(data: dict[str, np.ndarray], span: slice) -> np.ndarray:
-    """The file's own, else the next row's observation. After a terminal that is another episode's,
-    or in the last row its own, which does no harm: y does not look beyond a terminal."""
+    """The file's own, else the next row's observation. After a terminal that is a wrong one
+    (another episode's, or in the last row its own), but y does not look beyond a terminal."""
     if "next_observations" in data:
         return data["next_observations"][span]
     following = np.arange(span.start + 1, span.stop + 1)
@@ -717,14 +727,17 @@ def set_normalization(agent: Agent, obs: Tensor) -> None:
 
 def make_env(args: Args, attributes: dict) -> gym.Env:
     """That of --env-id, else the dataset's own; flat observations, actions in [-1, 1]."""
-    own = attributes.get("env_id") or f"benchmarks.envs:{Path(args.dataset).stem}"
-    env_id = args.env_id or own
+    # The project's environments are named like D4RL's datasets.
+    default = f"benchmarks.envs:{Path(args.dataset).stem}"
+    env_id = args.env_id or attributes.get("env_id") or default
     where, parts = f"--env-id {env_id}", env_id.split(":")
     form = "give a gymnasium id, or module:id with a module of yours"
     check(len(parts) < 3 and all(parts), f"{where}: {form}")
     try:
         kwargs = json.loads(attributes.get("env_kwargs", "{}"))
-        check(isinstance(kwargs, dict), f"{where}: the dataset's env_kwargs are {kwargs}, no dict")
+        check(
+            isinstance(kwargs, dict), f"{where}: the dataset's env_kwargs are {kwargs}, not a dict"
+        )
         env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError) as error:
         fail(f"{where}: {error}; {form}")
@@ -750,19 +763,19 @@ def action_box(env: gym.Env) -> gym.spaces.Box:
 
 
 class Stopped(Exception):
-    """The run was asked to end."""
+    """A signal asked the run to stop."""
 
 
 class UnusableStep(Exception):
-    """The environment gave what nothing can be learned from."""
+    """The environment returned something that cannot be learned from."""
 
 
 class StopSignal:
     """Ctrl-C and SIGTERM end a run after the gradient step or environment step that is under way.
 
     A half-played episode or evaluation is thrown away; the resumed run plays it again, from the
-    same seed. A second signal kills. As a context this takes over the signals and restores them on
-    exit; only the main thread can do that, elsewhere it does nothing.
+    same seed. A second signal kills. As a context manager it replaces the handlers of both signals
+    and restores them on exit; only the main thread can do that, elsewhere it does nothing.
     """
 
     def __init__(self):
@@ -781,7 +794,8 @@ class StopSignal:
 
     def receive(self, number: int, frame) -> None:
         self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        for each in self.previous_handlers:
+            signal.signal(each, signal.SIG_DFL)
 
     def raise_if_received(self) -> None:
         if self.received:
@@ -797,9 +811,10 @@ def play_episode(
 ) -> Episode:
     """One episode with the policy's mean action or, with a generator, with samples.
 
-    Raises: Stopped; UnusableStep for NaN, inf, an odd success and an episode without end.
+    Raises: Stopped; UnusableStep for NaN, inf, a success that is no number, and for no end.
     """
     obs, _ = env.reset(seed=seed)
+    refuse_nan("reset", obs)
     steps, success, over = [], None, False
     while not over:
         stop.raise_if_received()
@@ -808,13 +823,16 @@ def play_episode(
         next_obs, reward, terminated, truncated, info = env.step(action)
         steps.append((obs, action, float(reward), next_obs, float(terminated)))
         success = highest_success(success, info)
-        if not np.isfinite(next_obs).all() or not math.isfinite(reward):
-            problem = f"reward {reward} and observation {next_obs}"
-            raise UnusableStep(f"the environment gives {problem} in step {len(steps)}")
+        refuse_nan(f"step {len(steps)}", next_obs, reward)
         if len(steps) == LONGEST_EPISODE:
             raise UnusableStep(f"no end after {len(steps)} steps; set its max_episode_steps")
         obs, over = next_obs, terminated or truncated
     return Episode(*(np.array(column) for column in zip(*steps)), success)
+
+
+def refuse_nan(call: str, obs: np.ndarray, reward: float = 0.0) -> None:
+    if not np.isfinite(obs).all() or not math.isfinite(reward):
+        raise UnusableStep(f"the environment's {call} returned observation {obs}, reward {reward}")
 
 
 def highest_success(before: float | None, info: dict) -> float | None:
@@ -832,7 +850,8 @@ def summarize(agent: Agent, episodes: list[Episode], attributes: dict) -> dict[s
     """The means of an evaluation's episodes.
 
     score: the success if the environment reports one, else the return, normalised by the dataset's
-    reference scores if it has some. q_s0: the critics' forecast of discounted_return.
+    reference scores if it has some. q_s0: the critics' forecast of discounted_return, which is in
+    scaled rewards; Q looks beyond a time limit, discounted_return does not.
     """
     args = agent.args
     returns = [episode.rewards.sum() for episode in episodes]
@@ -877,7 +896,8 @@ def parse_args(argv: list[str]) -> Args:
     """The command line, over the settings of the dataset's row, over the defaults."""
     words = [word for word in argv if word not in ("-h", "--help")]
     refuse_several_files(words)
-    given = tyro.cli(Args, prog=SCRIPT, args=words)  # only to find which defaults apply
+    # Only to find which defaults apply; --help is to show them, so it is for the second time.
+    given = tyro.cli(Args, prog=SCRIPT, args=words)
     if given.resume is not None:
         return args_of_resumed_run(argv, given.resume)
     defaults = Args(**SETTINGS.get(row_of(given.dataset), {}))
@@ -896,6 +916,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def refuse_several_files(words: list[str]) -> None:
+    """As a pattern such as *.hdf5 gives them."""
     if "--dataset" in words:
         following = words[words.index("--dataset") + 1 :]
         files = list(itertools.takewhile(lambda word: not word.startswith("-"), following))
@@ -916,7 +937,7 @@ def row_of(dataset: str) -> str:
 
 
 def differ(one: Args, other: Args, name: str) -> bool:
-    return getattr(one, name) != getattr(other, name)
+    return getattr(one, name, None) != getattr(other, name, None)
 
 
 def read_record(folder: str, flag: str) -> tuple[dict, Args]:
@@ -951,7 +972,10 @@ def args_of_resumed_run(argv: list[str], folder: str) -> Args:
 def defaults_from_pretraining(folder: str) -> Args:
     """The settings of the run whose pre-training is used, for a run of its own."""
     _, saved = read_record(folder, "--pretrained")
-    check((Path(folder) / "pretrained.pt").exists(), f"--pretrained {folder}: is not done with it")
+    check(
+        (Path(folder) / "pretrained.pt").exists(),
+        f"--pretrained {folder}: has not finished pre-training",
+    )
     saved.run_dir, saved.resume, saved.pretrained = "", None, folder
     return saved
 
@@ -967,9 +991,8 @@ def check_hash(args: Args, sha256: str) -> None:
 
 
 def describe_run(args: Args, task: Task) -> dict:
-    """What args.json tells of a new run, for those who want to repeat it."""
+    """The content of a new run's args.json: what it takes to repeat the run."""
     here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-    commit = subprocess.getoutput(f"git -C '{here}' describe --always --dirty --abbrev=40")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     packages = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
@@ -978,15 +1001,24 @@ def describe_run(args: Args, task: Task) -> dict:
         "settings": asdict(args),
         "dataset_sha256": task.sha256,
         "dataset": task.description,
-        "commit": commit,
+        "commit": commit_of(here),
         "hardware": [os.cpu_count(), torch.backends.cpu.get_cpu_capability(), gpu],
         "python": sys.version,
         "packages": packages,
     }
 
 
+def commit_of(folder: Path) -> str:
+    """Of the scripts; empty where there is no repository, or no git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def save_record(args: Args, task: Task) -> None:
-    """args.json of a new run; that of a resumed one is kept, except for changed settings."""
+    """args.json of a new run; of a resumed one, only settings that have changed."""
     if args.resume is None:
         record = describe_run(args, task)
     else:
@@ -1016,9 +1048,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def read_state(path: Path, device: str) -> dict:
     """Raises: whatever a damaged file makes zipfile or torch raise. No code in a file is run."""
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch itself would take any bits for numbers
-    if damaged:
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        damaged = archive.testzip()  # torch does not look at checksums
+        # Where this is not 0, torch may take a file for a folder, and what it holds for nothing.
+        marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
+    if damaged or marked:
+        raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was saved")
     return torch.load(path, device, weights_only=True)
 
 
@@ -1030,17 +1064,18 @@ def read_checkpoint(folder: Path, device: str) -> dict | None:
         try:
             state = read_state(path, device)
         except Exception as error:
-            warn(f"{path} is damaged: {error}")
+            warn(f"{path} is damaged, or cannot be read: {error}")
         else:
             path.replace(newest)  # the previous one takes the place of a damaged one
             return state
-    check(not existing, f"--resume {folder}: delete checkpoint.* there to begin this run again")
+    remedy = "if they are damaged, delete checkpoint.* there to begin this run again"
+    check(not existing, f"--resume {folder}: {remedy}")
     return None
 
 
 @contextlib.contextmanager
 def lock_folder(args: Args) -> Iterator[None]:
-    """Keeps a run out of a folder where another is at work, or has been."""
+    """Keeps two runs from using the same folder, at once or one after the other."""
     folder = Path(args.run_dir)
     lock = filelock.FileLock(folder / "lock")
     try:
@@ -1067,7 +1102,7 @@ def start_tracking(args: Args) -> None:
     id_file = Path(args.run_dir) / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(os.urandom(4).hex())
-    folder = Path(args.run_dir)  # wandb's own files beside it: in it they would be logged, too
+    folder = Path(args.run_dir)  # wandb's files go beside it: inside they would be logged, too
     names = dict(project="cal-ql", name=folder.name, dir=folder.parent)
     identity = dict(id=id_file.read_text(), resume="allow", reinit="finish_previous")
     wandb.init(**names, **identity, config=asdict(args), sync_tensorboard=True)
@@ -1086,10 +1121,10 @@ def draw_curves(folder: Path) -> None:
 
 
 class Run:
-    """How far a run is, and what is done between two passes of its loops: see report."""
+    """The counters of a run, and its log, evaluations and checkpoints; see report."""
 
     saved_fields = ["offline_steps", "online_steps", "updates", "updates_due", "episodes"]
-    saved_fields += ["train_return", "evaluations", "rows", "rows_step"]
+    saved_fields += ["train_return", "evaluations", "logged", "logged_step"]
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, task: Task):
         self.args, self.folder = agent.args, Path(agent.args.run_dir)
@@ -1101,17 +1136,17 @@ class Run:
         self.episodes = 0  # of fine-tuning
         self.train_return = 0.0  # of the last of them
         self.evaluations = []  # pairs of step and result
-        self.rows, self.rows_step = {}, 0  # what was logged at the newest step of the log
+        self.logged, self.logged_step = {}, 0  # the log's rows of the newest step
         self.saved_step = None  # that of the newest checkpoint
         self.load()
         self.saved_progress = self.updates, self.episodes
         self.stop = StopSignal()
         # A run that was killed had got further than its checkpoint. What it logged from that step
-        # on is void, and what the checkpoint knows of that step is logged again.
+        # on is void, and the checkpoint's rows of that very step are logged again.
         self.writer = SummaryWriter(self.folder, purge_step=self.step)
-        self.log(self.rows)
+        self.log(self.logged)
         total = self.args.offline_steps + self.args.online_steps
-        # None: a bar on a terminal only.
+        # disable=None: a bar only if the output is a terminal.
         self.progress = tqdm(total=total, initial=self.step, disable=None)
         self.started_at = self.saved_at = time.monotonic()
         self.first_step = self.step
@@ -1124,8 +1159,8 @@ class Run:
         return self.offline_steps + self.online_steps - waiting
 
     def generator(self, purpose: str, index: int) -> torch.Generator:
-        """What it draws depends on --seed, purpose and index alone: so a resumed run draws the
-        same, and so do two scripts that are compared."""
+        """What it draws depends on --seed, purpose, index and the kind of device alone: so a
+        resumed run draws the same, and so do two scripts that are compared."""
         generator = torch.Generator(self.agent.device)
         return generator.manual_seed(seed_for(self.args, purpose, index))
 
@@ -1150,24 +1185,27 @@ class Run:
     # -- Log --
 
     def log_due(self) -> bool:
-        """Whether the coming gradient step completes a step of the axis that is to be logged."""
+        """Whether the coming gradient step completes a step of the axis that is to be logged.
+
+        In fine-tuning an environment step has utd gradient steps: this must be the last of them.
+        """
         due_afterwards = max(self.updates_due - 1, 0)
         completes_step = due_afterwards % self.args.utd == 0
         return completes_step and (self.step + 1) % LOG_EVERY == 0
 
     def log(self, metrics: dict) -> None:
-        if self.rows_step != self.step:
-            self.rows, self.rows_step = {}, self.step
+        if self.logged_step != self.step:
+            self.logged, self.logged_step = {}, self.step
         for key, value in metrics.items():
             self.check_finite(key, torch.as_tensor(value))
-            self.rows[key] = float(value)
+            self.logged[key] = float(value)
             self.writer.add_scalar(key, float(value), self.step)
 
     def check_finite(self, name: str, values: Tensor) -> None:
         """Ends a run that diverges; what is saved is from before."""
         if not values.isfinite().all():
             problem = f"{name} is NaN or inf at step {self.step}, and would be so again"
-            fail(f"{problem}: begin anew with smaller learning rates; {self.how_to_go_on()}")
+            fail(f"{problem}: start another run with smaller learning rates; {self.how_to_go_on()}")
 
     def check_weights(self) -> None:
         for name, weights in self.agent.named_parameters():
@@ -1176,10 +1214,10 @@ class Run:
     # -- Evaluations --
 
     def evaluation_due(self) -> bool:
-        """After every eval_every_... steps and at the end of both phases. In fine-tuning an episode
+        """After every eval_every_... steps and at the end of each phase. In fine-tuning an episode
         is first played and trained on to its end."""
         if not self.evaluations:
-            return True  # of the untrained policy
+            return True  # of the policy that the run begins with
         last, args = self.evaluations[-1][0], self.args
         if self.step == last or self.updates_due > 0:
             return False
@@ -1207,7 +1245,8 @@ class Run:
 
     def dip_and_regret(self, result: dict) -> dict[str, float]:
         """Of the online evaluations, with this one. dip: their lowest score minus the last score
-        before them, so below 0 if it fell. regret: 1 minus their mean score, if 1 is the goal."""
+        before them, so below 0 if it fell. regret: 1 minus their mean score, where a score of 1 is
+        the goal: a success, or a normalised return."""
         if self.online_steps == 0:
             return {}
         before, online = split_evaluations(self.args, self.evaluations)
@@ -1225,7 +1264,8 @@ class Run:
         score = "success" if "success" in result else "score"
         line = f"{phase:7} {self.step:>7}/{self.progress.total}  {rate:4.0f} steps/s"
         line += f"  {score} {result[score]:.2f}  return {result['return']:.2f}"
-        tqdm.write(f"{line}  Q(s0) {result['q_s0']:.1f} of {result['discounted_return']:.1f}")
+        line += f"  Q(s0) {result['q_s0']:.1f}, obtained {result['discounted_return']:.1f}"
+        tqdm.write(line)
         warn_of_exploding_q(self.evaluations)
 
     # -- Checkpoints --
@@ -1234,7 +1274,8 @@ class Run:
         """Once a minute. At first sooner, the wait doubling from checkpoint to checkpoint, so that
         even a run that is killed again and again makes progress."""
         waited = time.monotonic() - self.saved_at
-        return waited > min(SAVE_EVERY, self.saved_at - self.started_at)
+        age_when_saved = self.saved_at - self.started_at
+        return waited > min(SAVE_EVERY, age_when_saved)
 
     def state(self) -> dict:
         optimizers = self.agent.optimizers
@@ -1246,9 +1287,10 @@ class Run:
         }
 
     def save(self) -> None:
-        """The checkpoint before is kept, in case the new one gets damaged."""
+        """The checkpoint before is kept, in case the new one gets damaged; or if the run is killed
+        between the two renamings."""
         self.check_weights()
-        self.writer.flush()
+        self.writer.flush()  # the log on the disk is never behind the checkpoint
         state, newest = self.state(), self.folder / "checkpoint.pt"
         written = self.folder / "checkpoint.new"
         write_whole(written, lambda file: torch.save(state, file))
@@ -1288,12 +1330,14 @@ class Run:
                 fail(f"--pretrained: {path} is damaged: {error}")
             self.load_agent(state)
             self.offline_steps = self.updates = state["run"]["offline_steps"]
+            done = self.offline_steps == self.args.offline_steps
+            check(done, f"--pretrained {self.args.pretrained}: has not finished pre-training")
 
     def load_agent(self, state: dict) -> None:
         try:
             self.agent.load_state_dict(state["agent"])
-        except RuntimeError as error:
-            fail(f"the saved networks do not fit the settings: {error}")
+        except RuntimeError:  # many lines, some for each layer
+            fail("the saved networks are of other sizes than those of the settings")
         for name, optimizer in self.agent.optimizers.items():
             # Learning rates are those of the settings, which may be others than in pre-training.
             groups = optimizer.state_dict()["param_groups"]
@@ -1312,7 +1356,8 @@ class Run:
 
     def close(self) -> None:
         self.progress.close()
-        self.writer.close()
+        with contextlib.suppress(OSError):  # of a full disk, which has ended the run already
+            self.writer.close()
 
 
 def split_evaluations(args: Args, evaluations: list) -> tuple[list[dict], list[dict]]:
@@ -1329,306 +1374,6 @@ def largest_reward(buffer: ReplayBuffer) -> float:
     return torch.cat([buffer.offline[:, column], online]).abs().max().item()
 
 
-# ---- Diagnoses: what a run was given -------------------------------------------------------------
-# A dataset can be wrong without an error: training runs on and learns nothing. Each function below
-# looks for one such mistake and says in one line what it saw and what to do. They would rather miss
-# a mistake than speak about a good file.
-
-FEW_REWARDS = 10  # distinct rewards up to which they count as sparse, such as 0 and 1
-SAMPLE = 10_000  # rows that are enough for an average
-CHUNK = 10_000  # rows compared at a time: copies of whole arrays could take gigabytes
-MANY_CLIPPED, MOST_CLIPPED = 0.05, 0.5  # share of the actions' numbers: a warning, the end
-FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps that do not lead to the next row: likewise
-JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
-LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
-FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
-MISFIT, MISFIT_FACTOR = 0.1, 4.0  # see better_order
-KNOWN_REWARDS = 0.2  # share of the environment's rewards that the dataset has, at least
-SELDOM = 0.05  # share of the dataset's episodes that begin with its highest reward
-
-
-class DataRange(NamedTuple):
-    """What of a dataset is compared with the environment when that is first played."""
-
-    rewards: np.ndarray  # (N,)
-    first_rewards: np.ndarray  # of each episode
-    obs_low: np.ndarray  # (obs,), of all observations
-    obs_high: np.ndarray  # (obs,)
-    start_low: np.ndarray  # (obs,), of each episode's first observation
-    start_high: np.ndarray  # (obs,)
-
-
-def range_of(data: dict[str, np.ndarray], episodes: list[slice]) -> DataRange:
-    # Episodes of one step come from runs of terminals, as in AntMaze, and begin at the goal.
-    longer = [span.start for span in episodes if span.stop - span.start > 1]
-    firsts = longer or [span.start for span in episodes]
-    obs, starts = data["observations"], data["observations"][firsts]
-    rewards = data["rewards"]
-    limits = obs.min(axis=0), obs.max(axis=0), starts.min(axis=0), starts.max(axis=0)
-    return DataRange(rewards, rewards[firsts], *limits)
-
-
-def sample(array: np.ndarray) -> np.ndarray:
-    """Some 10,000 rows of an array, evenly spaced; a view, not a copy."""
-    return array[:: len(array) // SAMPLE + 1]
-
-
-def few_rewards(rewards: np.ndarray) -> np.ndarray | None:
-    """The distinct rewards, sorted, if they are few and come again and again; else None."""
-    values = np.unique(rewards)
-    return values if len(values) <= min(FEW_REWARDS, len(rewards) / 10) else None
-
-
-def share_outside(actions: np.ndarray, box: gym.spaces.Box) -> float:
-    """Share of the actions' numbers that lie outside the action box by more than rounding."""
-    tolerance = 1e-4 * (box.high - box.low)
-    below = np.count_nonzero(actions < box.low - tolerance)
-    above = np.count_nonzero(actions > box.high + tolerance)
-    return (below + above) / actions.size
-
-
-def describe_dataset(
-    data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
-) -> dict:
-    """Facts about a dataset, for args.json and print_description."""
-    rewards, actions = data["rewards"], data["actions"]
-    lengths = [span.stop - span.start for span in episodes]
-    returns = [float(rewards[span].sum(dtype=np.float64)) for span in episodes]
-    terminal = [bool(data["terminals"][span.stop - 1]) for span in episodes]
-    ends = np.flatnonzero(data["terminals"] | data["timeouts"])
-    scaled = 2 * (sample(actions) - box.low) / (box.high - box.low) - 1
-    values = few_rewards(rewards)
-    description = {
-        "rows": len(rewards),
-        "rows_used": sum(lengths),
-        "rows_of_an_open_episode": int(len(rewards) - 1 - ends[-1]),
-        "episodes": len(episodes),
-        "ended_by_terminal": sum(terminal),
-        "ended_by_timeout": len(episodes) - sum(terminal),
-        "longest_episode": max(lengths),
-        "return_least": min(returns),
-        "return_mean": sum(returns) / len(returns),
-        "return_most": max(returns),
-        "mean_action_size": float(np.abs(scaled).mean()),
-        "actions_clipped": share_outside(actions, box),
-    }
-    if values is not None:
-        description["rewards"] = {f"{value:g}": int((rewards == value).sum()) for value in values}
-        best = [bool((rewards[span] == values[-1]).any()) for span in episodes]
-        description["episodes_with_the_highest"] = sum(best)
-    return description
-
-
-def print_description(description: dict) -> None:
-    """Three lines: a dataset's episodes, its rewards, its actions."""
-    about = description
-    print(
-        f"data: {about['rows_used']:,} of {about['rows']:,} rows are used, in"
-        f" {about['episodes']:,} episodes; {about['ended_by_terminal']:,} end in a terminal,"
-        f" {about['ended_by_timeout']:,} at a time limit; the last"
-        f" {about['rows_of_an_open_episode']:,} rows belong to an episode that does not end"
-    )
-    line = f"data: returns from {about['return_least']:.4g} to {about['return_most']:.4g},"
-    line += f" mean {about['return_mean']:.4g}"
-    if "rewards" in about:
-        counts = [f"{value} ({count:,} rows)" for value, count in about["rewards"].items()]
-        line += f"; rewards {', '.join(counts)}"
-        line += f"; {about['episodes_with_the_highest']:,} episodes reach the highest"
-    print(line)
-    print(
-        f"data: actions have a mean size of {about['mean_action_size']:.2f} in a box of [-1, 1];"
-        f" {about['actions_clipped']:.2%} of their numbers are outside and clipped",
-        flush=True,
-    )
-
-
-def diagnose_dataset(
-    args: Args, data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
-) -> None:
-    """All that can be seen in the file alone."""
-    check_row_order(data, episodes)
-    check_clipped_actions(data["actions"], box)
-    warn_of_equal_rewards(data, episodes)
-    if not args.normalize_observations:
-        warn_of_observation_scale(data["observations"])
-
-
-def check_row_order(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
-    """Returns are sums over the rows that follow, so rows must be in order of time. Whether they
-    are can be seen where the file has next_observations."""
-    if "next_observations" not in data:
-        return
-    jumps = share_of_jumps(data, episodes)
-    seen = f"in {jumps:.2%} of the steps next_observations is not the next row's observation"
-    remedy = "write whole episodes one after the other, neither shuffled nor interleaved"
-    check(jumps <= MOST_JUMPS, f"the rows are not in order of time: {seen}; {remedy}")
-    if jumps > FEW_JUMPS:
-        warn(f"{seen}, so some returns are wrong: mark the ends of all episodes, and {remedy}")
-
-
-def share_of_jumps(data: dict[str, np.ndarray], episodes: list[slice]) -> float:
-    """Share of the steps inside episodes whose next observation is not the next row's."""
-    obs, next_obs = data["observations"], data["next_observations"]
-    inside = np.zeros(len(obs), bool)
-    for span in episodes:
-        inside[span.start : span.stop - 1] = True  # the last step leads out of the episode
-    tolerance = JUMP * np.abs(sample(obs)).mean(axis=0)
-    jumps = 0
-    for start in range(0, len(obs) - 1, CHUNK):
-        stop = min(start + CHUNK, len(obs) - 1)
-        differs = np.abs(next_obs[start:stop] - obs[start + 1 : stop + 1]) > tolerance
-        jumps += np.count_nonzero(differs.any(axis=1) & inside[start:stop])
-    return jumps / max(np.count_nonzero(inside), 1)
-
-
-def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
-    """Where many actions are clipped, the file probably has them on another scale, and what is
-    left of them is not what was done."""
-    outside = share_outside(actions, box)
-    if outside <= MANY_CLIPPED:
-        return
-    seen = f"{outside:.0%} of the numbers of actions lie outside the environment's action box"
-    seen += f" ({box.low.min():g} to {box.high.max():g}; the file's: {actions.min():.4g} to"
-    seen += f" {actions.max():.4g})"
-    remedy = "rescale the file's actions to that box, or name their environment with --env-id"
-    check(outside <= MOST_CLIPPED, f"{seen}; {remedy}")
-    warn(f"{seen}. They are clipped, which is right if they were when played; if not, {remedy}")
-
-
-def warn_of_equal_rewards(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
-    """Where all rewards are the same, no action is better than another. The exception: rewards
-    other than 0 in episodes that the task ends, since then it matters how long they last."""
-    used = np.concatenate([data["rewards"][span] for span in episodes])
-    ends = [data["terminals"][span.stop - 1] for span in episodes]
-    if (used != used[0]).any() or (used[0] != 0 and any(ends)):
-        return
-    remedy = "write the task's rewards into the file"
-    if (data["rewards"] != used[0]).any():
-        remedy = "the others are in rows that are left out; mark goals as terminals, not timeouts"
-    warn(f"all rewards that are used are {used[0]:g}, so there is nothing to learn: {remedy}")
-
-
-def warn_of_observation_scale(obs: np.ndarray) -> None:
-    """Networks learn from numbers of about 1 in size. Some tiny ones beside others do no harm."""
-    sizes = np.sqrt(np.square(sample(obs), dtype=np.float64).mean(axis=0))
-    if sizes.max() > LARGE_OBS or 0 < sizes.max() < SMALL_OBS:
-        seen = f"observations are about {sizes.max():.2g} in size in column {sizes.argmax()}"
-        warn(f"{seen}, the largest; networks learn badly from that: add --normalize-observations")
-
-
-def compare_with_data(task: Task, episodes: list[Episode]) -> None:
-    """What shows when the environment is first played, by an untrained policy: where episodes begin
-    and what kind of rewards there are does not depend on the policy."""
-    firsts = np.stack([episode.obs[0] for episode in episodes])
-    warn_of_other_starts(task.range, firsts, task.env)
-    warn_of_other_rewards(task.range, episodes)
-
-
-def warn_of_other_starts(data: DataRange, firsts: np.ndarray, env: gym.Env) -> None:
-    """Whether the numbers of an observation mean the same in dataset and environment. The usual
-    reason if not: the entries of a Dict observation were put together in another order."""
-    entries, hint = entries_of(env), ""
-    listed = ", ".join(f"{key} ({size})" for key, size in entries.items())
-    order = ", ".join(better_order(data, firsts, entries))
-    far = far_columns(data, firsts)
-    seen = "the environment's first observations"
-    if order:
-        hint = f"the file seems to have the entries in the order {order}"
-        warn(f"{seen} do not fit the dataset's: {hint}; gymnasium flattens them to {listed}")
-    elif len(far) > 0:
-        numbers = f"{data.obs_low[far[0]]:.4g} to {data.obs_high[far[0]]:.4g}"
-        hint = f" (the environment's order of entries is {listed})" if listed else ""
-        found = f"column {far[0]} is {firsts[0, far[0]]:.4g}, in the dataset it is {numbers}"
-        remedy = f"see that both have the same numbers in the same order and unit{hint}"
-        warn(f"{seen} are far from the dataset's: {found}; {remedy}")
-
-
-def entries_of(env: gym.Env) -> dict[str, int]:
-    """A Dict observation's entries in the order in which gymnasium flattens them, with the number
-    of numbers of each; empty for any other observation."""
-    space = env.unwrapped.observation_space
-    if not isinstance(space, gym.spaces.Dict):
-        return {}
-    return {key: gym.spaces.flatdim(entry) for key, entry in space.spaces.items()}
-
-
-def better_order(data: DataRange, firsts: np.ndarray, entries: dict[str, int]) -> list[str]:
-    """The order of entries in which the environment's first observations fit those of the dataset,
-    if they do not fit as they are; else nothing.
-
-    Start and goal may be elsewhere in a good dataset: then no order fits, and nothing is said. Some
-    numbers are outside in the right order, too, where there are few episodes to compare.
-    """
-    if not 1 < len(entries) <= 6 or sum(entries.values()) != firsts.shape[1]:
-        return []
-    ends = np.cumsum(list(entries.values()))
-    parts = dict(zip(entries, np.split(firsts, ends[:-1], axis=1)))
-    slack = 0.25 * (data.start_high - data.start_low) + 1e-3
-
-    def misfit(order) -> float:
-        numbers = np.concatenate([parts[key] for key in order], axis=1)
-        below, above = numbers < data.start_low - slack, numbers > data.start_high + slack
-        return (below | above).mean()
-
-    best = min(itertools.permutations(entries), key=misfit)
-    return list(best) if misfit(entries) > MISFIT + MISFIT_FACTOR * misfit(best) else []
-
-
-def far_columns(data: DataRange, firsts: np.ndarray) -> np.ndarray:
-    """In which columns all first observations are far outside what the dataset ever has there.
-
-    A start elsewhere, or a goal that is constant in the dataset, is not far: distance is measured
-    by the spread of that column or by the mean spread of all, whichever is larger.
-    """
-    spread = data.obs_high - data.obs_low
-    margin = FAR * np.maximum(spread, spread.mean())
-    outside = (firsts < data.obs_low - margin) | (firsts > data.obs_high + margin)
-    return np.flatnonzero(outside.all(axis=0))
-
-
-def warn_of_other_rewards(data: DataRange, episodes: list[Episode]) -> None:
-    """Whether dataset and environment have the same kind of rewards.
-
-    An untrained policy may see fewer of them, or worse ones. So this speaks only where one side has
-    a few values, as sparse rewards are, and the other hardly any of these; or where every reward
-    played is the dataset's highest or above, with which the dataset's own episodes do not begin:
-    success - 1 in the dataset, 0 and 1 in the environment.
-    """
-    played = np.concatenate([episode.rewards for episode in episodes]).astype(np.float32)
-    values = few_rewards(data.rewards)
-    sparse = values is not None or few_rewards(played) is not None
-    strange = sparse and np.isin(played, data.rewards).mean() < KNOWN_REWARDS
-    too_good = False
-    if values is not None and len(values) > 1 and len(episodes) > 2:
-        begin_best = (data.first_rewards == values[-1]).mean()
-        too_good = played.min() >= values[-1] and begin_best < SELDOM
-    if strange or too_good:
-        seen = f"the dataset's rewards are {spell(data.rewards)}, the environment's {spell(played)}"
-        remedy = "convert the file's (--reward-scale and --reward-bias change both), or --env-id"
-        warn(f"{seen} in the first evaluation: they are of two kinds; {remedy}")
-
-
-def spell(rewards: np.ndarray) -> str:
-    """The distinct rewards if they are few, else from where to where they go."""
-    values = few_rewards(rewards)
-    if values is None:
-        return f"many values from {rewards.min():.4g} to {rewards.max():.4g}"
-    return " and ".join(f"{value:g}" for value in values)
-
-
-def warn_of_exploding_q(evaluations: list) -> None:
-    """Q beyond what the rewards seen so far allow; said once in a run. A bound of 0 says nothing,
-    and before the first update nothing has been learned."""
-    beyond = []
-    for step, result in evaluations:
-        if step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0:
-            beyond.append(step)
-    newest, result = evaluations[-1]
-    if beyond == [newest]:
-        allowed = f"{result['q_bound']:g}, what the rewards so far allow (eval/q_bound)"
-        warn(f"Q(s0) explodes: from step {newest} on it is beyond {allowed}")
-
-
 # ---- The program ---------------------------------------------------------------------------------
 
 
@@ -1640,7 +1385,7 @@ class Task(NamedTuple):
     attributes: dict  # of the dataset: its environment, its reference scores
     sha256: str  # of the dataset's file
     description: dict  # of the dataset
-    range: DataRange
+    summary: DataSummary  # to compare the environment with
 
 
 def load_task(args: Args) -> Task:
@@ -1652,7 +1397,7 @@ def load_task(args: Args) -> Task:
         attributes = {}  # they are about another environment
     check_scores(args, attributes)
     env = make_env(args, attributes)
-    check_dataset(args, data, env)
+    check_and_tidy(args, data, env)
     episodes = find_episodes(data)
     problem = "has no whole episode; mark where episodes end in terminals or timeouts"
     check(len(episodes) > 0, f"--dataset {args.dataset}: {problem}")
@@ -1660,8 +1405,8 @@ def load_task(args: Args) -> Task:
     description = describe_dataset(data, episodes, box)
     print_description(description)
     diagnose_dataset(args, data, episodes, box)
-    rows, known = load_rows(args, data, episodes, box), range_of(data, episodes)
-    return Task(env, rows, attributes, hash_of(path), description, known)
+    rows, summary = load_rows(args, data, episodes, box), summarize_data(data, episodes)
+    return Task(env, rows, attributes, hash_of(path), description, summary)
 
 
 def make_agent_and_buffer(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
@@ -1690,23 +1435,339 @@ def main(argv: list[str] | None = None) -> None:
             start_tracking(args)  # before the log is opened
         run = Run(agent, buffer, task)
         save_record(args, task)
-        settings = f"settings of row {row_of(args.dataset)!r}"
-        print(f"{SCRIPT}: {settings}, {agent.device}, {args.run_dir}", flush=True)
+        origin = args.resume or args.pretrained or f"row {row_of(args.dataset)!r}"
+        print(f"{SCRIPT}: settings of {origin}, {agent.device}, {args.run_dir}", flush=True)
         try:
             with run.stop:
-                run.evaluate_if_due()  # of the untrained policy; or the run was stopped at one
+                run.evaluate_if_due()  # of what it begins with; or where it was stopped in one
                 pretrain(agent, buffer, run)
                 run.keep_pretrained()
                 finetune(agent, buffer, task.env, run)
                 run.finish()
         except (Stopped, UnusableStep) as reason:
             run.save_progress()
-            fail(f"{reason}; {run.how_to_go_on()}")
+            fail(f"stopped: {reason}; {run.how_to_go_on()}")
         except Exception as error:
             error.add_note(f"{SCRIPT}: {run.how_to_go_on()}")
             raise
         finally:
             run.close()
+
+
+# ---- Diagnoses: what a run was given -------------------------------------------------------------
+# A dataset can be wrong without an error: training runs on and learns nothing. Each function below
+# looks for one such mistake and says in one line what it saw and what to do. They prefer missing a
+# mistake to a false alarm.
+
+FEW_REWARDS = 10  # distinct rewards up to which they count as sparse, such as 0 and 1
+SAMPLE = 10_000  # rows that are enough for an average
+MANY_CLIPPED, MOST_CLIPPED = 0.05, 0.5  # share of the actions' numbers; above: a warning, the end
+FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps not leading to the next row; above: likewise
+JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
+LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
+FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
+MOST_ENTRIES = 6  # of a Dict observation; they can be put in 720 orders
+MISFIT, MISFIT_FACTOR = 0.1, 4.0  # an order is wrong above 0.1 + 4 * the best order's misfit
+KNOWN_REWARDS = 0.2  # share of the environment's rewards that the dataset has, at least
+SELDOM = 0.05  # share of the dataset's episodes that begin with its highest reward
+
+
+class DataSummary(NamedTuple):
+    """What of a dataset is compared with the environment when that is first played."""
+
+    rewards: np.ndarray  # (N,)
+    first_rewards: np.ndarray  # of each episode
+    obs_low: np.ndarray  # (obs,), of all observations
+    obs_high: np.ndarray  # (obs,)
+    start_low: np.ndarray  # (obs,), of each episode's first observation
+    start_high: np.ndarray  # (obs,)
+
+
+def summarize_data(data: dict[str, np.ndarray], episodes: list[slice]) -> DataSummary:
+    # Episodes of one step come from runs of terminals, as in AntMaze, and begin at the goal.
+    longer = [span.start for span in episodes if span.stop - span.start > 1]
+    firsts = longer or [span.start for span in episodes]
+    obs, starts = data["observations"], data["observations"][firsts]
+    rewards = data["rewards"]
+    limits = obs.min(axis=0), obs.max(axis=0), starts.min(axis=0), starts.max(axis=0)
+    return DataSummary(rewards, rewards[firsts], *limits)
+
+
+def thin_out(array: np.ndarray) -> np.ndarray:
+    """At most 10,000 rows of an array, evenly spaced; a view, not a copy."""
+    return array[:: len(array) // SAMPLE + 1]
+
+
+def few_rewards(rewards: np.ndarray) -> np.ndarray | None:
+    """The distinct rewards, sorted, if they are few and come again and again; else None."""
+    values = np.unique(rewards) + 0.0  # makes 0 of -0
+    return values if len(values) <= min(FEW_REWARDS, len(rewards) / 10) else None
+
+
+def share_outside(actions: np.ndarray, box: gym.spaces.Box) -> float:
+    """Share of the actions' numbers that lie outside the action box by more than rounding."""
+    tolerance = 1e-4 * (box.high - box.low)
+    below = np.count_nonzero(actions < box.low - tolerance)
+    above = np.count_nonzero(actions > box.high + tolerance)
+    return (below + above) / actions.size
+
+
+def describe_dataset(
+    data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
+) -> dict:
+    """Facts about a dataset, for args.json and print_description."""
+    rewards, actions = data["rewards"], data["actions"]
+    lengths = [span.stop - span.start for span in episodes]
+    by_terminal = sum(bool(data["terminals"][span.stop - 1]) for span in episodes)
+    last_end = int(np.flatnonzero(data["terminals"] | data["timeouts"])[-1])
+    scaled = 2 * (thin_out(actions) - box.low) / (box.high - box.low) - 1
+    return {
+        "rows": len(rewards),
+        "rows_used": sum(lengths),
+        "rows_of_an_open_episode": len(rewards) - 1 - last_end,
+        "episodes": len(episodes),
+        "episodes_of_one_step": lengths.count(1),
+        "ended_by_terminal": by_terminal,
+        "ended_by_timeout": len(episodes) - by_terminal,
+        "longest_episode": max(lengths),
+        "mean_action_size": float(np.abs(scaled).mean()),
+        "actions_clipped": share_outside(actions, box),
+        **describe_rewards(rewards, episodes),
+    }
+
+
+def describe_rewards(rewards: np.ndarray, episodes: list[slice]) -> dict:
+    """Returns and, where rewards are few, how many rows have each and how many episodes reach the
+    highest: those with a success, wherever success is what is rewarded."""
+    returns = [float(rewards[span].sum(dtype=np.float64)) for span in episodes]
+    description = {
+        "return_least": min(returns),
+        "return_mean": sum(returns) / len(returns),
+        "return_most": max(returns),
+    }
+    values = few_rewards(rewards)
+    if values is not None:
+        description["rewards"] = {f"{value:g}": int((rewards == value).sum()) for value in values}
+    if values is not None and len(values) > 1:
+        best = [bool((rewards[span] == values[-1]).any()) for span in episodes]
+        description["episodes_with_the_highest"] = sum(best)
+    return description
+
+
+def print_description(description: dict) -> None:
+    """Three lines: a dataset's episodes, its rewards, its actions."""
+    about = description
+    line = f"data: {about['rows_used']:,} of {about['rows']:,} rows are used, in"
+    line += f" {about['episodes']:,} episodes ({about['episodes_of_one_step']:,} of a single step):"
+    line += f" {about['ended_by_terminal']:,} end in a terminal,"
+    line += f" {about['ended_by_timeout']:,} at a time limit"
+    if about["rows_of_an_open_episode"] > 0:
+        line += f"; after the last end {about['rows_of_an_open_episode']:,} rows are left out"
+    print(line)
+    line = f"data: returns from {about['return_least']:.4g} to {about['return_most']:.4g},"
+    line += f" mean {about['return_mean']:.4g}"
+    if "rewards" in about:
+        counts = [f"{value} ({count:,} rows)" for value, count in about["rewards"].items()]
+        line += f"; rewards {', '.join(counts)}"
+    if "episodes_with_the_highest" in about:
+        line += f"; {about['episodes_with_the_highest']:,} episodes reach the highest"
+    print(line)
+    line = f"data: actions have a mean size of {about['mean_action_size']:.2f}, with their box as"
+    line += f" [-1, 1]; {about['actions_clipped']:.2%} of their numbers are outside it and clipped"
+    print(line, flush=True)
+
+
+def diagnose_dataset(
+    args: Args, data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
+) -> None:
+    """All that can be seen in the file alone."""
+    check_row_order(data, episodes)
+    check_clipped_actions(data["actions"], box)
+    warn_of_equal_rewards(args, data, episodes)
+    if not args.normalize_observations:
+        warn_of_observation_scale(data["observations"])
+
+
+def check_row_order(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+    """Returns are sums over the rows that follow, so rows must be in order of time. Whether they
+    are can be seen where the file has next_observations."""
+    if "next_observations" not in data:
+        return
+    jumps = share_of_jumps(data, episodes)
+    seen = f"in {jumps:.2%} of the steps next_observations is not the next row's observation"
+    remedy = "write whole episodes one after the other, neither shuffled nor interleaved"
+    check(jumps <= MOST_JUMPS, f"the rows are not in order of time: {seen}; {remedy}")
+    if jumps > FEW_JUMPS:
+        warn(f"{seen}, so some returns are wrong: mark the ends of all episodes, and {remedy}")
+
+
+def share_of_jumps(data: dict[str, np.ndarray], episodes: list[slice]) -> float:
+    """Share of the steps within episodes whose next observation is not the next row's."""
+    obs, next_obs = data["observations"], data["next_observations"]
+    tolerance = JUMP * np.abs(thin_out(obs)).mean(axis=0)
+    n_jumps = n_steps = 0
+    for span in episodes:
+        following = obs[span.start + 1 : span.stop]
+        own = next_obs[span.start : span.stop - 1]  # the last step leads out of the episode
+        n_jumps += np.count_nonzero((np.abs(own - following) > tolerance).any(axis=1))
+        n_steps += len(following)
+    return n_jumps / max(n_steps, 1)
+
+
+def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
+    """Where many actions are clipped, the file probably has them on another scale, and the clipped
+    ones are not what was done."""
+    outside = share_outside(actions, box)
+    if outside <= MANY_CLIPPED:
+        return
+    seen = f"{outside:.0%} of the numbers of actions lie outside the environment's action box"
+    seen += f" ({box.low.min():g} to {box.high.max():g}; the file's: {actions.min():.4g} to"
+    seen += f" {actions.max():.4g})"
+    remedy = "rescale the file's actions to that box, or name their environment with --env-id"
+    check(outside <= MOST_CLIPPED, f"{seen}; {remedy}")
+    warn(f"{seen}. They are clipped, which is right if they were when played; if not, {remedy}")
+
+
+def warn_of_equal_rewards(args: Args, data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+    """Where all rewards are the same, no action is better than another. The exception: scaled ones
+    other than 0 where the task ends episodes, since then it matters how long these last."""
+    used = np.concatenate([data["rewards"][span] for span in episodes])
+    ends = [data["terminals"][span.stop - 1] for span in episodes]
+    length_matters = scale_rewards(args, used[0]) != 0 and any(ends)
+    if (used != used[0]).any() or length_matters:
+        return
+    remedy = "write the task's rewards into the file"
+    if (data["rewards"] != used[0]).any():
+        remedy = "the others are in rows that are left out; mark goals as terminals, not timeouts"
+    warn(f"all rewards that are used are {used[0]:g}, so there is nothing to learn: {remedy}")
+
+
+def warn_of_observation_scale(obs: np.ndarray) -> None:
+    """Networks learn from numbers of about 1 in size. A few tiny columns do no harm."""
+    sizes = np.sqrt(np.square(thin_out(obs), dtype=np.float64).mean(axis=0))
+    if sizes.max() > LARGE_OBS or 0 < sizes.max() < SMALL_OBS:
+        seen = f"observations are about {sizes.max():.2g} in size in column {sizes.argmax()}"
+        warn(f"{seen}, the largest; networks learn badly from that: add --normalize-observations")
+
+
+def compare_with_data(task: Task, episodes: list[Episode]) -> None:
+    """Checks on the first evaluation: where episodes begin and which kind of rewards there are
+    hardly depends on the policy."""
+    firsts = np.stack([episode.obs[0] for episode in episodes])
+    warn_of_other_starts(task.summary, firsts, entries_of(task.env))
+    warn_of_other_rewards(task.summary, episodes)
+
+
+def warn_of_other_starts(data: DataSummary, firsts: np.ndarray, entries: dict[str, int]) -> None:
+    """Whether the numbers of an observation mean the same in dataset and environment. The usual
+    reason if not: the entries of a Dict observation were put together in another order."""
+    listed = ", ".join(f"{key} ({size})" for key, size in entries.items())
+    order, far = better_order(data, firsts, entries), far_columns(data, firsts)
+    if order:
+        seen = "the environment's first observations do not fit the dataset's, which seem to have"
+        seen += f" their entries in the order {', '.join(order)}"
+        warn(f"{seen}; write the file's in gymnasium's order, {listed}")
+    elif len(far) > 0:
+        column = far[0]
+        low, high = data.obs_low[column], data.obs_high[column]
+        seen = f"in the environment's first observations column {column} is"
+        seen += f" {firsts[0, column]:.4g}, far from the dataset's {low:.4g} to {high:.4g}"
+        hint = f" (the environment's entries are {listed})" if entries else ""
+        warn(f"{seen}; make sure that both have the same quantities, order and units{hint}")
+
+
+def entries_of(env: gym.Env) -> dict[str, int]:
+    """A Dict observation's entries in the order in which gymnasium flattens them, with the size of
+    each; empty for any other observation."""
+    space = env.env.env.observation_space  # that of the environment inside FlattenObservation
+    if not isinstance(space, gym.spaces.Dict):
+        return {}
+    return {key: gym.spaces.flatdim(entry) for key, entry in space.spaces.items()}
+
+
+def better_order(data: DataSummary, firsts: np.ndarray, entries: dict[str, int]) -> list[str]:
+    """The order of entries in which the environment's first observations fit those of the dataset,
+    if they do not fit as they are; else nothing.
+
+    Start and goal may be elsewhere in a good dataset: then no order fits, and nothing is said. Even
+    in the right order some numbers fall outside, where there are few episodes to compare.
+    """
+    if not 1 < len(entries) <= MOST_ENTRIES:
+        return []
+    ends = np.cumsum(list(entries.values()))
+    parts = dict(zip(entries, np.split(firsts, ends[:-1], axis=1)))
+    misfits = {}
+    for order in itertools.permutations(entries):
+        numbers = np.concatenate([parts[key] for key in order], axis=1)
+        misfits[order] = share_outside_starts(data, numbers)
+    best = min(misfits, key=misfits.get)
+    fits = misfits[tuple(entries)] <= MISFIT + MISFIT_FACTOR * misfits[best]
+    return [] if fits else list(best)
+
+
+def share_outside_starts(data: DataSummary, firsts: np.ndarray) -> float:
+    """Share of the numbers that lie outside the range in which the dataset's episodes begin, with
+    some room around it. Zeros do not count: an observation may be full of them."""
+    room = 0.25 * (data.start_high - data.start_low) + 1e-3
+    outside = (firsts < data.start_low - room) | (firsts > data.start_high + room)
+    counted = firsts != 0
+    return np.count_nonzero(outside & counted) / max(np.count_nonzero(counted), 1)
+
+
+def far_columns(data: DataSummary, firsts: np.ndarray) -> np.ndarray:
+    """In which columns all first observations are far outside what the dataset ever has there.
+
+    A start elsewhere, or a goal that is constant in the dataset, is not far: distance is measured
+    by the spread of that column or by the mean spread of all, whichever is larger.
+    """
+    spread = data.obs_high - data.obs_low
+    margin = FAR * np.maximum(spread, spread.mean())
+    outside = (firsts < data.obs_low - margin) | (firsts > data.obs_high + margin)
+    return np.flatnonzero(outside.all(axis=0))
+
+
+def warn_of_other_rewards(data: DataSummary, episodes: list[Episode]) -> None:
+    """Whether dataset and environment have the same kind of rewards.
+
+    An untrained policy may see fewer of them, or worse ones. So this speaks only in two cases: one
+    side has few distinct values, and the environment's are hardly ever among the dataset's; or all
+    that was played is at least the dataset's highest, although the dataset's episodes begin lower
+    (success - 1 in the dataset, 0 and 1 in the environment).
+    """
+    played = np.concatenate([episode.rewards for episode in episodes]).astype(np.float32)
+    values = few_rewards(data.rewards)
+    sparse = values is not None or few_rewards(played) is not None
+    strange = sparse and np.isin(played, data.rewards).mean() < KNOWN_REWARDS
+    too_good = False
+    if values is not None and len(values) > 1 and len(episodes) > 2:
+        begin_best = (data.first_rewards == values[-1]).mean()
+        too_good = played.min() >= values[-1] and begin_best < SELDOM
+    if strange or too_good:
+        seen = f"the dataset's rewards are {spell(data.rewards)}, but those of the environment"
+        seen += f" {spell(played)} in the first evaluation, and do not match"
+        remedy = "convert the file's rewards (--reward-scale and --reward-bias change both alike)"
+        warn(f"{seen}; {remedy}, or name the environment that they are from with --env-id")
+
+
+def spell(rewards: np.ndarray) -> str:
+    """The distinct rewards if they are few, else from where to where they go."""
+    values = few_rewards(rewards)
+    if values is None:
+        return f"many values from {rewards.min():.4g} to {rewards.max():.4g}"
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def warn_of_exploding_q(evaluations: list) -> None:
+    """Q beyond what the rewards seen so far allow; said once in a run. A bound of 0 says nothing,
+    and before the first update nothing has been learned."""
+    beyond = []
+    for step, result in evaluations:
+        if step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0:
+            beyond.append(step)
+    newest, result = evaluations[-1]
+    if beyond == [newest]:
+        allowed = f"{result['q_bound']:g}, what the rewards so far allow (eval/q_bound)"
+        warn(f"Q(s0) explodes: from step {newest} on it is beyond {allowed}")
 
 
 if __name__ == "__main__":
