@@ -6,19 +6,24 @@
 # ///
 """CQL, conservative Q-learning: pre-trained on a dataset, then fine-tuned online.
 
-Two critics Q_i with slow copies Q'_i, a policy pi, a transition (s, a, r, s', d) of the data and
-G, the discounted return that followed it there:
+There are two critics Q_i with slow copies Q'_i and a policy pi with a learned temperature alpha, as
+in SAC. A transition is (s, a, r, s', d), with d = 1 where the task ended; G is the discounted
+return from (s, a) to the end of its episode. w is the weight of a penalty on Q-values of actions
+that are not in the data:
 
   y      = r + gamma (1 - d) max_a' min_i Q'_i(s', a')                        a' ~ pi(.|s')
   L(Q_i) = E (Q_i(s, a) - y)^2 + w E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]
            with a' ~ mu: uniform, pi(.|s) and pi(.|s'), all of them judged at s
   L(pi)  = E [alpha log pi(a|s) - min_i Q_i(s, a)]                            a ~ pi(.|s)
 
+CQL alone pushes the Q of pi's actions far below any true return. As they rise again in fine-tuning,
+whatever rises first replaces the good policy. Calibrated means that the push ends at G.
+
 CQL:    Kumar et al. 2020, arXiv:2006.04779v3.  Cal-QL: Nakamoto et al. 2023, arXiv:2303.05479v4.
 The authors' code settles what the papers leave open: github.com/nakamotoo/Cal-QL, ac6eafe.
-Run:    python cql.py                  the embedded task, or with --dataset and --env-id your own
-Expect: pre-training sinks Q(s0) far below the worst possible return. Online it climbs back, the
-        policy follows whatever climbs first, and loses what it could do.
+Run:    python cql.py                  the small task, or with --dataset and --env-id your own
+Expect: after pre-training Q(s0), the forecast for an episode's start, lies far below the worst
+        possible return. Online it rises, the policy follows what rises first, and the score drops.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import contextlib
 import copy
 import hashlib
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import math
@@ -58,26 +64,26 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    dataset: str = "pointmaze"  # an HDF5 file, or a name: pointmaze is embedded, others are D4RL's
+    dataset: str = "pointmaze"  # an HDF5 file, or a name: pointmaze or one of D4RL's
     env_id: str = ""  # gymnasium id, or module:id; empty: the environment of the dataset
     seed: int = 0  # of weights, batches, exploration, episodes and evaluation
     offline_steps: int = 100_000  # pre-training, in gradient steps
-    online_steps: int = 100_000  # fine-tuning, in environment steps; the last episode is finished
+    online_steps: int = 100_000  # fine-tuning, in environment steps; ends with an episode
     eval_every_offline: int = 5_000  # gradient steps between evaluations
     eval_every_online: int = 2_000  # environment steps between evaluations
     eval_episodes: int = 20  # episodes per evaluation, from the same starts each time
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: int = 1  # CPU threads of torch; more only help wide networks
     run_dir: str = ""  # folder of the run; empty: runs/<script>-<dataset>-s<seed>
-    resume: str | None = None  # folder of a run to continue, with the settings it has
+    resume: str | None = None  # folder of a run to continue with its own settings
     pretrained: str | None = None  # folder of a run: fine-tune from the end of its pre-training
-    track: bool = False  # send the log to Weights & Biases, too (pip install wandb)
+    track: bool = False  # log to Weights & Biases as well (pip install wandb)
 
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; an episode of nothing else fails for ever
-    infinite_horizon: bool = False  # G assumes the last reward for ever where an episode is cut
+    failure_reward: float | None = None  # unscaled; with no other an episode fails forever, see G
+    infinite_horizon: bool = False  # G repeats the last reward forever after a cut
     normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 256  # transitions per gradient step
     offline_share: float = 0.5  # dataset's share of online batches; -1: one FIFO buffer of both
@@ -93,23 +99,20 @@ class Args:
     n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
     importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
     max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
-    target_entropy: float = -1.0  # entropy that alpha keeps the policy at, per action dimension
-    lagrange_gap: float | None = None  # learn a factor on w that holds the penalty's gap here
+    target_entropy: float = -1.0  # entropy at which alpha holds pi, per action dimension
+    lagrange_gap: float | None = None  # the [...] in L(Q_i) is kept here by a learned factor on w
 
     def __post_init__(self):
         at_least(self, 1, "eval_every_offline", "eval_every_online", "eval_episodes", "threads")
         at_least(self, 1, "batch_size", "buffer_size", "utd", "actor_hidden", "critic_hidden")
-        at_least(self, 0, "seed", "offline_steps", "online_steps", "actor_lr", "critic_lr")
         at_least(self, 1, "n_actions")
-        if not 0 <= self.gamma < 1:
-            raise ValueError("--gamma: must be at least 0 and below 1")
-        if not 0 < self.tau <= 1:
-            raise ValueError("--tau: must be above 0 and at most 1")
+        at_least(self, 0, "seed", "offline_steps", "online_steps", "actor_lr", "critic_lr")
+        between(self, 0, 0.99999, "gamma")
+        between(self, 1e-6, 1, "tau")
         if self.offline_share != -1 and not 0 <= self.offline_share <= 1:
             raise ValueError("--offline-share: must be from 0 to 1, or -1 for a common buffer")
 
 
-# Chosen by how the dataset's name begins, up to a hyphen; any other name gets the defaults above.
 ADROIT = dict(
     offline_steps=20_000,
     online_steps=1_000_000,
@@ -121,6 +124,9 @@ ADROIT = dict(
     actor_hidden=(512, 512),
     critic_hidden=(512, 512, 512),
 )
+# A row applies to the dataset of that name and to names that continue it with a hyphen, such as
+# antmaze-umaze-v2; others get the defaults above. The values are those of the public code named on
+# top, but for pointmaze, the project's own small task.
 SETTINGS = {
     "pointmaze": dict(
         offline_steps=6_000,
@@ -166,7 +172,7 @@ SETTINGS = {
 
 # ==== Networks ====================================================================================
 
-OUTPUT_GAIN = 0.01  # of the last layers' initial weights: every output starts near 0
+OUTPUT_GAIN = 0.01  # scales the last layer's initial weights: every output starts near 0
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -221,6 +227,14 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
 
 
 class Agent(nn.Module):
+    """Networks, losses and update.
+
+    Beside what every nn.Module has, the part that all scripts share uses args, device, optimizers
+    (all are saved), draw, update, act, begin_finetuning, obs_mean, obs_std and, to evaluate, critic
+    and normalize. For twenty critic steps in one update take a batch twenty times as large, and
+    split batch and noise in update. A counter is saved if it is registered by register_buffer.
+    """
+
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
         super().__init__()
         self.args, self.action_dim, self.device = args, action_dim, device
@@ -228,24 +242,24 @@ class Agent(nn.Module):
         self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(0.0))
-        self.log_lagrange = nn.Parameter(torch.tensor(1.0))
+        self.log_lagrange = nn.Parameter(torch.tensor(1.0))  # as in the authors' code
         self.target_entropy = args.target_entropy * action_dim
-        # Of the dataset's observations, if they are normalised.
+        # Mean and std of the dataset's observations, for normalize.
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
         self.register_buffer("obs_std", torch.ones(obs_dim))
         self.to(device)
-        policy = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
-        values = {"params": [*self.critic.parameters(), self.log_lagrange], "lr": args.critic_lr}
-        self.optimizers = {"adam": torch.optim.Adam([policy, values], fused=True)}
+        actors = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
+        critics = {"params": [*self.critic.parameters(), self.log_lagrange], "lr": args.critic_lr}
+        self.optimizers = {"adam": torch.optim.Adam([actors, critics], fused=True)}
 
     @torch.no_grad()
     def propose(self, batch: Batch, noise: dict) -> tuple[Tensor, Tensor, Tensor]:
-        """What the policy would do at s and at s', given to the critics without a gradient.
+        """What the policy would do at s and at s', without a gradient.
 
         n actions of pi(.|s) and n of pi(.|s') for the penalty, (B, 2, n, act), with their
-        log-probabilities (B, 2, n); and those of pi(.|s') for y, (B, n or 1, act).
+        log-probabilities (B, 2, n); and fresh ones of pi(.|s') for y, (B, n or 1, act).
         """
-        states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]
+        states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]  # (B, 2, 1, obs)
         mean, log_std = self.actor(states)  # (B, 2, 1, act)
         policy_actions, policy_log_prob = squash(mean, log_std, noise["policy"])
         next_actions, _ = squash(mean[:, 1], log_std[:, 1], noise["target"])
@@ -253,19 +267,25 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def td_target(self, batch: Batch, next_actions: Tensor) -> Tensor:
-        """y = r + gamma (1 - d) max_a' min_i Q'_i(s', a'), first the min, then the max: (B, 1)."""
+        """y = r + gamma (1 - d) max_a' min_i Q'_i(s', a'), first the min, then the max: (B, 1).
+
+        Unlike SAC's target it has no entropy term, as in the authors' code.
+        """
         next_q = self.critic_target(batch.next_obs, next_actions).amin(0).amax(-1, keepdim=True)
         return batch.rewards + self.args.gamma * (1 - batch.terminations) * next_q
 
     def penalty(self, gap: Tensor) -> tuple[Tensor, Tensor, dict]:
-        """w gap for each critic (2,); or, with a lagrange_gap, times a learned factor that grows
-        while the gap is wider than that. Also the loss of this factor, and metrics."""
+        """The penalty of each critic (2,), the factor's loss, and metrics.
+
+        The penalty is w * gap or, with lagrange_gap, factor * w * (gap - lagrange_gap), and the
+        learned factor grows while gap is above lagrange_gap.
+        """
         args = self.args
         if args.lagrange_gap is None:
             return args.cql_weight * gap, torch.zeros_like(self.log_lagrange), {}
         lagrange = self.log_lagrange.exp().clamp(max=1e6)
         excess = args.cql_weight * (gap - args.lagrange_gap)
-        # The factor is one for both critics: 0.5 of the sum is the mean of the two.
+        # Both critics share the factor; 0.5 makes their sum a mean, as in the authors' code.
         lagrange_loss = -0.5 * lagrange * excess.detach().sum()
         return lagrange.detach() * excess, lagrange_loss, {"q/lagrange": lagrange}
 
@@ -273,24 +293,31 @@ class Agent(nn.Module):
         """Losses of the critics (2,) and of the Lagrange factor, and metrics."""
         n, mc_returns = self.args.n_actions, batch.mc_returns
         policy_actions, policy_log_prob, next_actions = self.propose(batch, noise)
-        # All actions are judged at s. So are those of pi(.|s'): a neighbour's actions are further
-        # guesses at what the policy might do at s.
+        # All actions are judged at s, even those of pi(.|s'): what suits the next state is often
+        # plausible at s, too, and must not look better than the data's action either.
         candidates = [batch.actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
         q = self.critic(batch.obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
         q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
-        # How calibrated the critics are by themselves: Q of pi's actions against the data's return.
-        metrics = {"q/data": q_data.mean(), "q/random": q_random.mean()}
-        metrics |= {"q/policy": q_policy.mean(), "calibration/gap": (q_policy - mc_returns).mean()}
-        metrics["calibration/rate"] = (q_policy < mc_returns).float().mean()
+        # Before any bound: how far Q of pi's actions lies from G, and which share of it is below.
+        metrics = {
+            "q/data": q_data.mean(),
+            "q/random": q_random.mean(),
+            "q/policy": q_policy.mean(),
+            "calibration/gap": (q_policy - mc_returns).mean(),
+            "calibration/rate": (q_policy < mc_returns).float().mean(),
+        }
 
-        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Random actions are pushed
-        # down without a bound: what the data obtained says nothing about them.
+        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Each a' is divided by the
+        # density mu that it was drawn from: the sum then estimates the integral of exp Q over all
+        # actions, times their number 3n. Random actions have no bound: pi should do at least as
+        # well as the data, so less than G is wrong for pi's actions, but may be right for others.
         if self.args.importance_sampling:
-            log_uniform = -self.action_dim * math.log(2)
-            z = torch.cat([q_random - log_uniform, q_policy - policy_log_prob.flatten(1)], -1)
+            log_uniform = -self.action_dim * math.log(2)  # log density on [-1, 1]^act
+            exponents = [q_random - log_uniform, q_policy - policy_log_prob.flatten(1)]
         else:
-            z = torch.cat([q_random, q_data, q_policy], -1)
-        gap = (z.logsumexp(-1, keepdim=True) - q_data).mean((1, 2))  # (2,)
+            exponents = [q_random, q_data, q_policy]
+        soft_maximum = torch.cat(exponents, -1).logsumexp(-1, keepdim=True)  # (2, B, 1)
+        gap = (soft_maximum - q_data).mean((1, 2))  # (2,)
         penalty, lagrange_loss, lagrange_metrics = self.penalty(gap)
 
         # L(Q_i) = E (Q_i(s, a) - y)^2 + penalty
@@ -301,7 +328,8 @@ class Agent(nn.Module):
 
     def actor_losses(self, batch: Batch, noise: dict) -> tuple[dict, dict]:
         """Losses of policy and temperature, and metrics."""
-        # L(pi) = E [alpha log pi(a|s) - min_i Q_i(s, a)]; the critics judge but do not learn here.
+        # L(pi) = E [alpha log pi(a|s) - min_i Q_i(s, a)]. The critics are frozen: they pass the
+        # gradient on to the action, but get none themselves.
         mean, log_std = self.actor(batch.obs)
         actions, log_prob = squash(mean[:, None], log_std[:, None], noise["actor"])
         self.critic.requires_grad_(False)
@@ -309,7 +337,8 @@ class Agent(nn.Module):
         self.critic.requires_grad_(True)
         alpha = self.log_alpha.exp().detach()
         actor_loss = (alpha * log_prob - q).mean()
-        # L(alpha) = -log(alpha) E [log pi(a|s) + H]: alpha grows while the entropy is below H.
+        # L(alpha) = -log(alpha) E [log pi(a|s) + H]: alpha grows while the entropy is below the
+        # target entropy H.
         alpha_loss = -self.log_alpha * (log_prob.detach() + self.target_entropy).mean()
         metrics = {"loss/actor": actor_loss, "pi/alpha": alpha, "pi/entropy": -log_prob.mean()}
         return {"actor": actor_loss, "alpha": alpha_loss}, metrics
@@ -320,9 +349,9 @@ class Agent(nn.Module):
         batch = batch._replace(next_obs=self.normalize(batch.next_obs))
         losses, metrics = self.critic_losses(batch, noise)
         actor_losses, actor_metrics = self.actor_losses(batch, noise)
-        loss = sum(loss.sum() for loss in (losses | actor_losses).values())
+        losses |= actor_losses
         self.optimizers["adam"].zero_grad()
-        loss.backward()
+        sum(loss.sum() for loss in losses.values()).backward()
         self.optimizers["adam"].step()
         with torch.no_grad():
             targets, critics = self.critic_target.parameters(), self.critic.parameters()
@@ -330,9 +359,11 @@ class Agent(nn.Module):
         return {key: value.detach() for key, value in (metrics | actor_metrics).items()}
 
     def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
-        """What an update draws, logged or not; it comes from outside, so that a test can fix it."""
-        n, options = self.args.n_actions, dict(generator=generator, device=self.device)
-        n_target, size = n if self.args.max_target_backup else 1, self.action_dim
+        """The random numbers of one update; a test can pass others. (log: whether its metrics will
+        be logged, which in some other scripts takes more.)"""
+        options = dict(generator=generator, device=self.device)
+        n, size = self.args.n_actions, self.action_dim
+        n_target = n if self.args.max_target_backup else 1
         return {
             "actor": torch.randn(batch_size, 1, size, **options),  # the action that trains pi
             "target": torch.randn(batch_size, n_target, size, **options),  # pi(.|s') in y
@@ -341,28 +372,29 @@ class Agent(nn.Module):
         }
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """(..., obs) as the networks see them: with --normalize-observations, mean 0 and std 1."""
+        """(..., obs) as the networks see them: standardised with --normalize-observations."""
         if not self.args.normalize_observations:
             return obs
         return (obs - self.obs_mean) / self.obs_std
 
     @torch.no_grad()
     def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(..., obs) -> (..., act) in [-1, 1]: sampled with a generator, else the mode."""
-        mean, log_std = self.actor(self.normalize(obs.to(self.obs_mean)))
+        """(..., obs) as the environment gives them -> (..., act) in [-1, 1]: samples with a
+        generator, else the mean."""
+        mean, log_std = self.actor(self.normalize(obs.to(self.obs_mean)))  # its device and dtype
         if generator is None:
             return mean.tanh()
         noise = torch.randn(mean.shape, generator=generator, device=self.device)
         return squash(mean, log_std, noise)[0]
 
     def begin_finetuning(self, buffer: ReplayBuffer) -> int:
-        """Called before the first online episode; returns how many environment steps are to be
-        played before the first online update. Here nothing changes: the same update goes on, with
-        the same penalty and the same bound."""
+        """Called before the first online episode; returns how many environment steps to play
+        before the first online update. Nothing changes here: the same update goes on, with the
+        same penalty and the same bound."""
         return 0
 
 
-# ==== From here on all scripts are the same: returns, buffer, the two phases, then plumbing =======
+# ==== From here on all the scripts of this project are the same: returns and replay buffer ========
 
 
 class Batch(NamedTuple):
@@ -384,7 +416,12 @@ class Episode(NamedTuple):
     rewards: np.ndarray  # (T,), as the environment gives them
     next_obs: np.ndarray  # (T, obs)
     terminations: np.ndarray  # (T,), 1 where the task ended; a time limit is no termination
-    success: float | None = None  # the highest in info; None where the environment tells none
+    success: float | None = None  # the highest that info reported; None if it reported none
+
+
+def column_widths(obs_dim: int, action_dim: int) -> list[int]:
+    """How many numbers each column of a Batch has."""
+    return [obs_dim, action_dim, 1, obs_dim, 1, 1]
 
 
 def scale_rewards(args: Args, rewards: np.ndarray) -> np.ndarray:
@@ -394,17 +431,17 @@ def scale_rewards(args: Args, rewards: np.ndarray) -> np.ndarray:
 def returns_to_go(args: Args, rewards: np.ndarray, terminations: np.ndarray) -> np.ndarray:
     """G_t = r_t + gamma (1 - d_t) G_{t+1} of one episode: unscaled rewards (T,) -> returns (T,).
 
-    After the last step G is 0 or, with infinite_horizon, assumes the last reward for ever. An
-    episode of nothing but failure_reward is taken to fail for ever, as in the authors'
-    replay_buffer.py: with gamma 0.9 the rewards -1, -1 have the returns -10, -10.
+    After the last step G is 0 or, with infinite_horizon, repeats the last reward forever. An
+    episode of nothing but failure_reward counts as failing forever: with gamma 0.9 the rewards
+    -1, -1 have the returns -10, -10 (as in replay_buffer.py of github.com/nakamotoo/Cal-QL).
     """
     scaled = scale_rewards(args, rewards.astype(np.float64))
     discounts = args.gamma * (1 - terminations.astype(np.float64))
-    for_ever = scaled / (1 - args.gamma)  # the return of a reward that is earned for ever
+    forever = scaled / (1 - args.gamma)  # the return of a reward that is earned forever
     if args.failure_reward is not None and np.isclose(rewards, args.failure_reward).all():
-        return for_ever
+        return forever
     returns = np.zeros(len(rewards))
-    following = for_ever[-1] if args.infinite_horizon else 0.0
+    following = forever[-1] if args.infinite_horizon else 0.0
     for t in reversed(range(len(rewards))):
         following = scaled[t] + discounts[t] * following
         returns[t] = following
@@ -422,21 +459,21 @@ def to_rows(args: Args, episode: Episode) -> Tensor:
 
 def draw_rows(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """n of the rows, uniformly and with replacement."""
-    n_rows = max(len(rows), 1)  # of no rows none is drawn
+    n_rows = max(len(rows), 1)  # randint needs a row to choose from, even for n = 0
     return rows[torch.randint(n_rows, (n,), generator=generator, device=rows.device)]
 
 
 class ReplayBuffer:
     """The dataset, which stays, and a ring of the newest online transitions.
 
-    With offline_share -1 the dataset lies in the ring, too, and is what is overwritten first.
+    With offline_share -1 the dataset is in the ring as well, and is overwritten first.
     """
 
     def __init__(self, args: Args, dataset: Tensor, obs_dim: int, action_dim: int, device: str):
         self.batch_size, self.offline_share = args.batch_size, args.offline_share
-        self.widths = [obs_dim, action_dim, 1, obs_dim, 1, 1]  # of the columns of a Batch
-        self.n_added = 0  # rows that the ring ever got
-        self.n_shared = len(dataset) if args.offline_share == -1 else 0  # of them, the dataset's
+        self.widths = column_widths(obs_dim, action_dim)
+        self.n_added = 0  # rows that ever went into the ring
+        self.n_shared = len(dataset) if args.offline_share == -1 else 0  # the dataset's among them
         capacity = max(args.buffer_size, self.n_shared)
         self.ring = torch.empty(capacity, sum(self.widths), device=device)
         if self.n_shared:
@@ -447,27 +484,24 @@ class ReplayBuffer:
 
     def add(self, rows: Tensor) -> None:
         self.n_added += len(rows)
-        rows = rows[-len(self.ring) :].to(self.ring.device)  # of more, only the newest fit
+        rows = rows[-len(self.ring) :].to(
+            self.ring.device
+        )  # the newest, if there are more than slots
         slots = torch.arange(self.n_added - len(rows), self.n_added, device=self.ring.device)
         self.ring[slots % len(self.ring)] = rows
 
     def sample(self, generator: torch.Generator) -> Batch:
-        """A batch, of which the dataset has a fixed share; all, as long as the ring is empty."""
+        """offline_share of a batch is from the dataset; the whole batch while the ring is empty."""
         online = self.ring[: self.n_added]
         share = max(self.offline_share, 0) if len(online) else 1
-        n_offline = int(share * self.batch_size)
+        n_offline = round(share * self.batch_size)
         parts = [draw_rows(self.offline, n_offline, generator)]
         parts += [draw_rows(online, self.batch_size - n_offline, generator)]
         return Batch(*torch.cat(parts).split(self.widths, dim=1))
 
-    def largest_reward(self) -> float:
-        """The largest size of a scaled reward."""
-        column = self.widths[0] + self.widths[1]
-        rewards = torch.cat([self.offline[:, column], self.ring[: self.n_added, column]])
-        return rewards.abs().max().item()
-
     def state_dict(self) -> dict:
-        """What is left of the online rows. The dataset is not saved: it is read again."""
+        """The online rows that are left, and the share, which an agent may change. The dataset is
+        not saved: it is read again."""
         n_online = min(self.n_added - self.n_shared, len(self.ring))
         slots = torch.arange(self.n_added - n_online, self.n_added) % len(self.ring)
         online = self.ring[slots.to(self.ring.device)]
@@ -481,6 +515,8 @@ class ReplayBuffer:
 
 
 # ==== The two phases ==============================================================================
+# A Run, below, holds the counters of both loops. Its report is called after each pass: it logs,
+# saves, evaluates and stops.
 
 
 def pretrain(agent: Agent, buffer: ReplayBuffer, run: Run) -> None:
@@ -495,7 +531,8 @@ def finetune(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None
     """Online: play an episode, add it with its returns, take utd gradient steps for each step.
 
     A pass of the loop is either an episode or one of the gradient steps that are due for it, so
-    that a run can be saved, stopped and continued between any two of them.
+    that a run can be saved, stopped and continued between any two of them. A warm-up starts
+    updates_due below 0: the gradient steps of its environment steps are never taken.
     """
     args = agent.args
     if run.online_steps == 0:
@@ -518,7 +555,7 @@ def finetune(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None
 
 
 def gradient_step(agent: Agent, buffer: ReplayBuffer, run: Run) -> dict[str, Tensor]:
-    """One batch and one update; its metrics if the log is to have them, else none."""
+    """One batch and one update; its metrics if they are to be logged, else none."""
     log = run.log_due()
     batch = buffer.sample(run.generator("batch", run.updates))
     noise = agent.draw(len(batch.obs), run.generator("noise", run.updates), log)
@@ -532,15 +569,18 @@ def gradient_step(agent: Agent, buffer: ReplayBuffer, run: Run) -> dict[str, Ten
 SCRIPT = Path(__file__).name if "__file__" in globals() else "notebook"
 LOG_EVERY = 100  # steps between two rows of training metrics
 SAVE_EVERY = 60  # seconds between two checkpoints; every evaluation makes one, too
-LONGEST_EPISODE = 100_000  # steps; an episode that goes on has no end
+LONGEST_EPISODE = 100_000  # steps; longer ones are taken to be endless
 SUCCESS_KEYS = ["success", "is_success", "goal_achieved"]  # in the environment's info
-CHANGED_BY_RESUME = {"resume", "dataset", "device", "offline_steps", "online_steps"}
-FIXED_BY_PRETRAINING = ["offline_steps", "gamma", "reward_scale", "reward_bias", "failure_reward"]
-FIXED_BY_PRETRAINING += ["infinite_horizon", "normalize_observations"]
+# What --resume accepts beside the run's own settings.
+RESUME_MAY_CHANGE = ["resume", "dataset", "device", "offline_steps", "online_steps"]
+# With other values of these, pre-trained networks would not fit or would mean something else.
+PRETRAINING_FIXES = ["offline_steps", "gamma", "reward_scale", "reward_bias", "failure_reward"]
+PRETRAINING_FIXES += ["infinite_horizon", "normalize_observations", "actor_hidden", "critic_hidden"]
+PRETRAINING_FIXES += ["value_hidden", "fixed_log_std"]  # which not every script has
 
 
 def fail(problem: str) -> NoReturn:
-    """Ends the program where what the user gave cannot work: one line, status 2."""
+    """Ends the program with one line and status 2, where a traceback would not help."""
     tqdm.write(f"{SCRIPT}: {problem}", file=sys.stderr)
     sys.exit(2)
 
@@ -555,17 +595,17 @@ def warn(problem: str) -> None:
 
 
 def seed_for(args: Args, purpose: str, index: int = 0) -> int:
-    """A seed of its own for each purpose and index, all of them given by --seed."""
+    """A seed of its own for each purpose and index, all derived from --seed."""
     entropy = [args.seed, index, *purpose.encode()]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def seed_everything(args: Args) -> None:
-    """The generators that belong to nobody: weights are drawn from torch's, and an environment
-    of the user's may draw from any of them."""
+    """Python's, NumPy's and torch's global generators: weights are drawn from torch's, and a user's
+    environment may draw from any of them."""
     seed = seed_for(args, "weights")
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the old generator, which others may use
     torch.manual_seed(seed)
 
 
@@ -577,12 +617,13 @@ ATTRIBUTES = ["env_id", "env_kwargs", "ref_min_score", "ref_max_score"]
 
 
 def find_dataset(name: str) -> tuple[Path, dict]:
-    """The path of a file or of a dataset's name, and what is known of the name's task."""
+    """The path of the dataset's file and, for a name, what is known about its task."""
     if os.path.isfile(name):
         return Path(name), {}
-    check(not os.path.isdir(name), f"--dataset {name}: is a folder; give one of its files")
     is_path = os.path.basename(name) != name or name.endswith((".hdf5", ".h5"))
-    check(not is_path, f"--dataset {name}: no such file")
+    if is_path:
+        check(not os.path.isdir(name), f"--dataset {name}: is a folder; give one of its files")
+        fail(f"--dataset {name}: no such file")
     try:
         from benchmarks.data import names  # lies beside the script, unless that was copied alone
     except ImportError:
@@ -607,17 +648,17 @@ def read_dataset(path: Path) -> tuple[dict[str, np.ndarray], dict]:
                 if key in file.attrs:
                     value = file.attrs[key]
                     attributes[key] = value.decode() if isinstance(value, bytes) else value
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's, of damage
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py raises these
         fail(f"--dataset {path}: cannot be read as HDF5 ({error}){advice_for_other_formats(path)}")
     return data, attributes
 
 
 def check_layout(path: Path, file: h5py.File) -> None:
-    """The arrays are there, and hold numbers; for other layouts there is a converter."""
+    """The arrays are there and hold numbers; for other layouts there is a converter."""
     where, convert = f"--dataset {path}:", "convert it first: python -m benchmarks.data.convert"
-    check("episode_0" not in file, f"{where} is a file of Minari's; {convert} minari ID")
+    check("episode_0" not in file, f"{where} is a Minari file; {convert} minari ID")
     robomimic = "data" in file and isinstance(file["data"], h5py.Group) and "demo_0" in file["data"]
-    check(not robomimic, f"{where} is a file of robomimic's; {convert} robomimic {path}")
+    check(not robomimic, f"{where} is a robomimic file; {convert} robomimic {path}")
     missing = ", ".join(key for key in REQUIRED_ARRAYS if key not in file)
     check(not missing, f"{where} has no {missing}; docs/data.md describes the layout")
     for key in REQUIRED_ARRAYS + OPTIONAL_ARRAYS:
@@ -627,7 +668,7 @@ def check_layout(path: Path, file: h5py.File) -> None:
 
 
 def advice_for_other_formats(path: Path) -> str:
-    """For a file that is no HDF5 but whose name tells what it may be."""
+    """For a file that is not HDF5 but whose name suggests what it may be."""
     converters = {".npz": "ogbench", ".npy": "adroit", ".pkl": "adroit", ".pickle": "adroit"}
     if path.suffix not in converters:
         return ""
@@ -640,10 +681,11 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None:
-    """The arrays go together and with the environment, and all numbers are finite.
+def check_and_tidy(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None:
+    """The arrays fit each other and the environment, and all numbers are finite.
 
-    Numbers that stand in columns (N, 1), or actions of one number that do not, are put right.
+    Single numbers a row are taken as (N,) and as (N, 1). The flags become bool, and timeouts are
+    guessed where there are none.
     """
     where, n = f"--dataset {args.dataset}:", len(data["rewards"])
     check(data["observations"].ndim < 3, f"{where} images as observations are not supported")
@@ -654,8 +696,9 @@ def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None
     for key, array in data.items():
         if shapes[key] in [(n,), (n, 1)] and array.shape in [(n,), (n, 1)]:
             array = data[key] = array.reshape(shapes[key])
-        problem = f"{key} has the shape {array.shape}, but {env.spec.id} needs {shapes[key]}"
-        check(array.shape == shapes[key], f"{where} {problem}; is this its environment? --env-id")
+        needed = f"{n} rewards and {env.spec.id} need {shapes[key]}; is this its environment?"
+        problem = f"{key} has the shape {array.shape}, but {needed} --env-id"
+        check(array.shape == shapes[key], f"{where} {problem}")
         finite = np.isfinite(array.reshape(n, -1)).all(axis=1)
         check(finite.all(), f"{where} {key} has NaN or inf in row {finite.argmin()}")
     data["terminals"] = data["terminals"] != 0
@@ -667,12 +710,13 @@ def check_dataset(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> None
 def check_scores(args: Args, attributes: dict) -> None:
     """Reference scores are two numbers, the first below the second."""
     scores = [attributes.get("ref_min_score", 0.0), attributes.get("ref_max_score", 1.0)]
-    where = f"--dataset {args.dataset}: ref_min_score and ref_max_score are {scores}"
+    where = f"--dataset {args.dataset}: ref_min_score and ref_max_score are"
     try:
         low, high = map(float, scores)
     except (TypeError, ValueError):
-        fail(f"{where}, not two numbers")
-    check(-math.inf < low < high < math.inf, f"{where}; the first must be below the second")
+        fail(f"{where} {scores}, not two numbers")
+    good = -math.inf < low < high < math.inf
+    check(good, f"{where} {low:g} and {high:g}; the first must be below the second")
 
 
 def guess_timeouts(terminals: np.ndarray, time_limit: int | None) -> np.ndarray:
@@ -689,9 +733,10 @@ def guess_timeouts(terminals: np.ndarray, time_limit: int | None) -> np.ndarray:
 def find_episodes(data: dict[str, np.ndarray]) -> list[slice]:
     """The rows of each episode, in order.
 
-    As in the authors' code, what has no successor is left out: the step of a timeout and an
-    episode that does not end. A terminal needs none, so it always stays: where the time was up,
-    too (gymnasium sets both), and in the last row of the file.
+    As in Cal-QL's public code, two things are left out: the step of a timeout, since many files do
+    not hold the observation after it (online it is kept: there it is known), and a last episode
+    that does not end, since its return is not known. A terminal always stays, also where the time
+    limit ended the episode at the same step (gymnasium then sets both) and in the last row.
     """
     episodes, start = [], 0
     for end in np.flatnonzero(data["terminals"] | data["timeouts"]).tolist():
@@ -702,38 +747,44 @@ def find_episodes(data: dict[str, np.ndarray]) -> list[slice]:
     return episodes
 
 
-def load_rows(args: Args, data: dict[str, np.ndarray], episodes: list[slice], env: gym.Env):
-    """The dataset's episodes as one tensor (N, width), with the columns of a Batch."""
-    box, obs = action_box(env), data["observations"]
-    n_rows = sum(rows.stop - rows.start for rows in episodes)
-    loaded = torch.empty(n_rows, 2 * obs.shape[1] + box.shape[0] + 3)
-    begin = 0
-    for rows in episodes:
-        actions = 2 * (data["actions"][rows] - box.low) / (box.high - box.low) - 1
-        # Not up to the edge, where the density of a squashed Gaussian ends.
-        actions = actions.clip(-0.99999, 0.99999)
-        next_obs = next_observations(data, rows)
-        terminations = data["terminals"][rows].astype(np.float32)
-        episode = Episode(obs[rows], actions, data["rewards"][rows], next_obs, terminations)
-        end = begin + len(actions)
-        loaded[begin:end] = to_rows(args, episode)
+def load_rows(
+    args: Args, data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
+) -> Tensor:
+    """The episodes one after the other as (N, width), with the columns of a Batch."""
+    n_rows = sum(span.stop - span.start for span in episodes)
+    width = sum(column_widths(data["observations"].shape[1], box.shape[0]))
+    rows, begin = torch.empty(n_rows, width), 0
+    for span in episodes:
+        end = begin + span.stop - span.start
+        rows[begin:end] = to_rows(args, episode_at(data, span, box))
         begin = end
-    return loaded
+    return rows
 
 
-def next_observations(data: dict[str, np.ndarray], rows: slice) -> np.ndarray:
-    """The file's own, else the next rows'. A terminal in the file's last row gets any: it is
-    never asked what comes after a terminal."""
+def episode_at(data: dict[str, np.ndarray], span: slice, box: gym.spaces.Box) -> Episode:
+    """The file's rows of an episode, with actions moved from the environment's box to [-1, 1]."""
+    actions = 2 * (data["actions"][span] - box.low) / (box.high - box.low) - 1
+    # Off the edge, for scripts that invert a tanh; as in Cal-QL's public code.
+    actions = actions.clip(-0.99999, 0.99999)
+    obs, rewards = data["observations"][span], data["rewards"][span]
+    terminations = data["terminals"][span].astype(np.float32)
+    return Episode(obs, actions, rewards, next_observations(data, span), terminations)
+
+
+def next_observations(data: dict[str, np.ndarray], span: slice) -> np.ndarray:
+    """The file's own, else the next row's observation. After a terminal that is a wrong one
+    (another episode's, or in the last row its own), but y does not look beyond a terminal."""
     if "next_observations" in data:
-        return data["next_observations"][rows]
-    following = np.arange(rows.start + 1, rows.stop + 1)
+        return data["next_observations"][span]
+    following = np.arange(span.start + 1, span.stop + 1)
     return data["observations"][following.clip(max=len(data["observations"]) - 1)]
 
 
 def set_normalization(agent: Agent, obs: Tensor) -> None:
     """Mean and std of the dataset's observations (N, obs); they are saved with the agent."""
     agent.obs_mean.copy_(obs.mean(dim=0, dtype=torch.float64))
-    agent.obs_std.copy_(obs.std(dim=0, unbiased=False) + 1e-3)  # what never changes stays finite
+    # 1e-3 keeps a constant component from a division by 0.
+    agent.obs_std.copy_(obs.std(dim=0, unbiased=False) + 1e-3)
 
 
 # ---- The environment, episodes and evaluations ---------------------------------------------------
@@ -741,13 +792,20 @@ def set_normalization(agent: Agent, obs: Tensor) -> None:
 
 def make_env(args: Args, attributes: dict) -> gym.Env:
     """That of --env-id, else the dataset's own; flat observations, actions in [-1, 1]."""
-    own = attributes.get("env_id") or f"benchmarks.envs:{Path(args.dataset).stem}"
-    env_id = args.env_id or own
-    where = f"--env-id {env_id}"
+    # The project's environments are named like D4RL's datasets.
+    default = f"benchmarks.envs:{Path(args.dataset).stem}"
+    env_id = args.env_id or attributes.get("env_id") or default
+    where, parts = f"--env-id {env_id}", env_id.split(":")
+    form = "give a gymnasium id, or module:id with a module of yours"
+    check(len(parts) < 3 and all(parts), f"{where}: {form}")
     try:
-        env = gym.make(env_id, **json.loads(attributes.get("env_kwargs", "{}")))
+        kwargs = json.loads(attributes.get("env_kwargs", "{}"))
+        check(
+            isinstance(kwargs, dict), f"{where}: the dataset's env_kwargs are {kwargs}, not a dict"
+        )
+        env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        fail(f"{where}: {error}; give an id of gymnasium's, or module:id with a module of yours")
+        fail(f"{where}: {error}; {form}")
     except json.JSONDecodeError as error:
         fail(f"{where}: the dataset's attribute env_kwargs is not JSON ({error})")
     box = env.action_space
@@ -760,7 +818,7 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     check(not images, f"{where}: images as observations are not supported: {space}")
     env = gym.wrappers.FlattenObservation(env)
     flat = isinstance(env.observation_space, gym.spaces.Box)
-    check(flat, f"{where}: its observations, {space}, are no fixed number of numbers")
+    check(flat, f"{where}: its observations, {space}, cannot be flattened into a vector")
     return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 
@@ -770,35 +828,41 @@ def action_box(env: gym.Env) -> gym.spaces.Box:
 
 
 class Stopped(Exception):
-    """The run was asked to end."""
+    """A signal asked the run to stop."""
+
+
+class UnusableStep(Exception):
+    """The environment returned something that cannot be learned from."""
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM end a run where it does no harm: between two steps. A second one kills.
+    """Ctrl-C and SIGTERM end a run after the gradient step or environment step that is under way.
 
-    As a context it takes over the two signals, and gives them back at its end. Only the main
-    thread can do that: elsewhere it does nothing.
+    A half-played episode or evaluation is thrown away; the resumed run plays it again, from the
+    same seed. A second signal kills. As a context manager it replaces the handlers of both signals
+    and restores them on exit; only the main thread can do that, elsewhere it does nothing.
     """
 
     def __init__(self):
         self.received = None
-        self.handlers = {}
+        self.previous_handlers = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self.receive)
+                self.previous_handlers[number] = signal.signal(number, self.receive)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.handlers.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     def receive(self, number: int, frame) -> None:
         self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        for each in self.previous_handlers:
+            signal.signal(each, signal.SIG_DFL)
 
-    def check(self) -> None:
+    def raise_if_received(self) -> None:
         if self.received:
             raise Stopped(self.received)
 
@@ -810,12 +874,15 @@ def play_episode(
     stop: StopSignal,
     generator: torch.Generator | None = None,
 ) -> Episode:
-    """One episode with the policy's mode or, with a generator, with samples of it."""
+    """One episode with the policy's mean action or, with a generator, with samples.
+
+    Raises: Stopped; UnusableStep for NaN, inf, a success that is no number, and for no end.
+    """
     obs, _ = env.reset(seed=seed)
     refuse_nan("reset", obs)
     steps, success, over = [], None, False
     while not over:
-        stop.check()
+        stop.raise_if_received()
         state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
         action = agent.act(state, generator).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
@@ -823,32 +890,33 @@ def play_episode(
         success = highest_success(success, info)
         refuse_nan(f"step {len(steps)}", next_obs, reward)
         if len(steps) == LONGEST_EPISODE:
-            raise ValueError(f"no end after {len(steps)} steps; give it a max_episode_steps")
+            raise UnusableStep(f"no end after {len(steps)} steps; set its max_episode_steps")
         obs, over = next_obs, terminated or truncated
     return Episode(*(np.array(column) for column in zip(*steps)), success)
 
 
 def refuse_nan(call: str, obs: np.ndarray, reward: float = 0.0) -> None:
     if not np.isfinite(obs).all() or not math.isfinite(reward):
-        raise ValueError(f"{call} gives reward {reward}, observation {obs}")
+        raise UnusableStep(f"the environment's {call} returned observation {obs}, reward {reward}")
 
 
 def highest_success(before: float | None, info: dict) -> float | None:
-    """The highest success of an episode so far; None as long as info tells none."""
+    """The highest success of an episode so far; None as long as info has reported none."""
     for key in SUCCESS_KEYS:
         if key in info:
             value = np.asarray(info[key])
-            number = value.size == 1 and value.dtype.kind in "fiub"
-            check(number, f"the environment's info[{key!r}] is {info[key]!r}, not a number")
+            if value.size != 1 or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
+                raise UnusableStep(f"the environment's info[{key!r}] is {info[key]!r}")
             before = max(before or 0.0, float(value.item()))
     return before
 
 
-def judge(agent: Agent, episodes: list[Episode], attributes: dict) -> dict[str, float]:
+def summarize(agent: Agent, episodes: list[Episode], attributes: dict) -> dict[str, float]:
     """The means of an evaluation's episodes.
 
-    score: the success where the environment tells it, else the return, normalised by the dataset's
-    reference scores where it has some. q_s0 is the critics' forecast of discounted_return.
+    score: the success if the environment reports one, else the return, normalised by the dataset's
+    reference scores if it has some. q_s0: the critics' forecast of discounted_return, which is in
+    scaled rewards; Q looks beyond a time limit, discounted_return does not.
     """
     args = agent.args
     returns = [episode.rewards.sum() for episode in episodes]
@@ -876,29 +944,36 @@ def judge(agent: Agent, episodes: list[Episode], attributes: dict) -> dict[str, 
 # ---- Settings: the command line and args.json ----------------------------------------------------
 
 
-def at_least(args: Args, lowest: int, *names: str) -> None:
+def between(args: Args, lowest: float, highest: float, *names: str) -> None:
     """Raises: ValueError, which tyro shows as an error of the command line."""
     for name in names:
-        if not np.all(np.array(getattr(args, name)) >= lowest):
-            raise ValueError(f"--{name.replace('_', '-')}: must be at least {lowest}")
+        values = np.array(getattr(args, name))
+        if not np.all((values >= lowest) & (values <= highest)):
+            limits = f"from {lowest} to {highest}" if highest < math.inf else f"at least {lowest}"
+            raise ValueError(f"--{name.replace('_', '-')}: must be {limits}")
+
+
+def at_least(args: Args, lowest: float, *names: str) -> None:
+    between(args, lowest, math.inf, *names)
 
 
 def parse_args(argv: list[str]) -> Args:
     """The command line, over the settings of the dataset's row, over the defaults."""
     words = [word for word in argv if word not in ("-h", "--help")]
     refuse_several_files(words)
-    given = tyro.cli(Args, prog=SCRIPT, args=words)  # to see what the defaults are to be
+    # Only to find which defaults apply; --help is to show them, so it is for the second time.
+    given = tyro.cli(Args, prog=SCRIPT, args=words)
     if given.resume is not None:
         return args_of_resumed_run(argv, given.resume)
     defaults = Args(**SETTINGS.get(row_of(given.dataset), {}))
     if given.pretrained is not None:
         defaults = defaults_from_pretraining(given.pretrained)
-    args = tyro.cli(Args, prog=SCRIPT, args=argv, default=defaults, description=__doc__)
+    args = tyro.cli(Args, prog=SCRIPT, args=argv, default=defaults)
     if given.pretrained is not None:
-        changed = [name for name in FIXED_BY_PRETRAINING if differ(args, defaults, name)]
+        changed = [name for name in PRETRAINING_FIXES if differ(args, defaults, name)]
         where = f"--pretrained {args.pretrained}"
-        check(not changed, f"{where}: was trained with other settings of {', '.join(changed)}")
-        args.pretrained = str(Path(args.pretrained).resolve())  # for --resume, see absolute
+        check(not changed, f"{where}: {', '.join(changed)} must stay as in that run")
+        args.pretrained = str(Path(args.pretrained).resolve())
     args.dataset = absolute(args.dataset)
     label = f"{Path(args.dataset).stem}{'-finetuned' if args.pretrained else ''}-s{args.seed}"
     args.run_dir = args.run_dir or f"runs/{Path(SCRIPT).stem}-{label}"
@@ -906,6 +981,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def refuse_several_files(words: list[str]) -> None:
+    """As a pattern such as *.hdf5 gives them."""
     if "--dataset" in words:
         following = words[words.index("--dataset") + 1 :]
         files = list(itertools.takewhile(lambda word: not word.startswith("-"), following))
@@ -914,44 +990,43 @@ def refuse_several_files(words: list[str]) -> None:
 
 
 def absolute(dataset: str) -> str:
-    """A file's path for --resume, which may be called from elsewhere; a name stays as it is."""
+    """A file's full path, since --resume may be called from elsewhere; a name stays as it is."""
     return str(Path(dataset).resolve()) if os.path.isfile(dataset) else dataset
 
 
 def row_of(dataset: str) -> str:
-    """The row of SETTINGS for a dataset's name or path; "own" if there is none."""
+    """The row of SETTINGS for a dataset's name or path; "defaults" if there is none."""
     name = Path(dataset).stem
     rows = [row for row in SETTINGS if f"{name}-".startswith(f"{row}-")]
-    return rows[0] if rows else "own"
+    return rows[0] if rows else "defaults"
 
 
 def differ(one: Args, other: Args, name: str) -> bool:
-    return getattr(one, name) != getattr(other, name)
+    return getattr(one, name, None) != getattr(other, name, None)
 
 
 def read_record(folder: str, flag: str) -> tuple[dict, Args]:
     """What args.json of a run's folder has, and the settings in it."""
+    check(folder != "", f"{flag}: give the folder of a run")
     try:
         record = json.loads((Path(folder) / "args.json").read_text())
-        settings = record["settings"]
-        for name, value in settings.items():
+        script, settings = record["script"], record["settings"]
+        check(script == SCRIPT, f"{flag} {folder}: was made by {script}; use that")
+        for name, value in settings.items():  # JSON has no tuples
             settings[name] = tuple(value) if isinstance(value, list) else value
         args = Args(**settings)
-        script = record["script"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fail(f"{flag} {folder}: is not the folder of a run ({error!r})")
-    check(script == SCRIPT, f"{flag} {folder}: was made by {script}; use that")
     return record, args
 
 
 def args_of_resumed_run(argv: list[str], folder: str) -> Args:
-    """The run's own settings, but for those that may change: it may go on for longer, on another
+    """The run's own settings, except those that may change: it may go on for longer, on another
     device, with a dataset that was moved."""
-    record, saved = read_record(folder, "--resume")
-    args = tyro.cli(Args, prog=SCRIPT, args=argv, default=saved, description=__doc__)
-    args.resume = folder
+    _, saved = read_record(folder, "--resume")
+    args = tyro.cli(Args, prog=SCRIPT, args=argv, default=saved)
     changed = [name for name in vars(args) if differ(args, saved, name)]
-    fixed = ", ".join(name for name in changed if name not in CHANGED_BY_RESUME)
+    fixed = ", ".join(name for name in changed if name not in RESUME_MAY_CHANGE)
     check(not fixed, f"--resume keeps the settings of a run; {fixed} cannot change")
     longer = args.online_steps >= saved.online_steps and args.offline_steps >= saved.offline_steps
     check(longer, f"--resume {folder}: the phases of a run can become longer, not shorter")
@@ -962,7 +1037,10 @@ def args_of_resumed_run(argv: list[str], folder: str) -> Args:
 def defaults_from_pretraining(folder: str) -> Args:
     """The settings of the run whose pre-training is used, for a run of its own."""
     _, saved = read_record(folder, "--pretrained")
-    check((Path(folder) / "pretrained.pt").exists(), f"--pretrained {folder}: has not got that far")
+    check(
+        (Path(folder) / "pretrained.pt").exists(),
+        f"--pretrained {folder}: has not finished pre-training",
+    )
     saved.run_dir, saved.resume, saved.pretrained = "", None, folder
     return saved
 
@@ -978,7 +1056,7 @@ def check_hash(args: Args, sha256: str) -> None:
 
 
 def describe_run(args: Args, task: Task) -> dict:
-    """What args.json tells of a new run, for those who want to repeat it."""
+    """The content of a new run's args.json: what it takes to repeat the run."""
     here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     packages = {package.name: package.version for package in importlib.metadata.distributions()}
@@ -1005,7 +1083,7 @@ def commit_of(folder: Path) -> str:
 
 
 def save_record(args: Args, task: Task) -> None:
-    """args.json of a new run; of a resumed one it is kept, but for settings that have changed."""
+    """args.json of a new run; of a resumed one, only settings that have changed."""
     if args.resume is None:
         record = describe_run(args, task)
     else:
@@ -1020,7 +1098,7 @@ def save_record(args: Args, task: Task) -> None:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A file gets its name when it is whole and on the disk."""
+    """A file gets its name when it is complete and on the disk."""
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
         with open(unfinished, "wb") as file:
@@ -1035,7 +1113,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def read_state(path: Path, device: str) -> dict:
     """Raises: whatever a damaged file makes zipfile or torch raise. No code in a file is run."""
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch itself would take any bits for numbers
+        damaged = archive.testzip()  # torch does not look at checksums
         # Where this is not 0, torch may take a file for a folder, and what it holds for nothing.
         marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
     if damaged or marked:
@@ -1044,24 +1122,25 @@ def read_state(path: Path, device: str) -> dict:
 
 
 def read_checkpoint(folder: Path, device: str) -> dict | None:
-    """The newest checkpoint that is whole; None where there is none yet."""
+    """The newest checkpoint that is not damaged; None where there is none yet."""
     newest, previous = folder / "checkpoint.pt", folder / "checkpoint.previous"
     existing = [path for path in (newest, previous) if path.exists()]
     for path in existing:
         try:
             state = read_state(path, device)
         except Exception as error:
-            warn(f"{path} is damaged: {error}")
+            warn(f"{path} is damaged, or cannot be read: {error}")
         else:
             path.replace(newest)  # the previous one takes the place of a damaged one
             return state
-    check(not existing, f"--resume {folder}: delete checkpoint.* there to begin this run again")
+    remedy = "if they are damaged, delete checkpoint.* there to begin this run again"
+    check(not existing, f"--resume {folder}: {remedy}")
     return None
 
 
 @contextlib.contextmanager
-def hold(args: Args) -> Iterator[None]:
-    """Keeps other runs out of a run's folder, be they at work there or finished."""
+def lock_folder(args: Args) -> Iterator[None]:
+    """Keeps two runs from using the same folder, at once or one after the other."""
     folder = Path(args.run_dir)
     lock = filelock.FileLock(folder / "lock")
     try:
@@ -1072,24 +1151,24 @@ def hold(args: Args) -> Iterator[None]:
     except OSError as error:
         fail(f"--run-dir {folder}: {error}")
     try:
-        used = args.resume is None and (folder / "args.json").exists()
-        problem = f"holds a run; give another folder, or go on with it by --resume {folder}"
-        check(not used, f"--run-dir {folder}: {problem}")
+        used = [*folder.glob("args.json"), *folder.glob("checkpoint.*")]
+        problem = f"holds a run; give another folder, or continue it with --resume {folder}"
+        check(args.resume is not None or not used, f"--run-dir {folder}: {problem}")
         yield
     finally:
         lock.release()
 
 
 def start_tracking(args: Args) -> None:
-    """Weights & Biases gets all that TensorBoard gets; by its id a resumed run stays one run."""
-    try:
-        import wandb  # only where it is asked for
-    except ImportError:
-        fail("--track: needs Weights & Biases; pip install wandb")
+    """Weights & Biases gets all that TensorBoard gets; the stored id lets a resumed run continue
+    the same one."""
+    import wandb  # optional, so imported only here
+
     id_file = Path(args.run_dir) / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(os.urandom(4).hex())
-    names = dict(project="cal-ql", name=Path(args.run_dir).name, dir=Path(args.run_dir).parent)
+    folder = Path(args.run_dir)  # wandb's files go beside it: inside they would be logged, too
+    names = dict(project="cal-ql", name=folder.name, dir=folder.parent)
     identity = dict(id=id_file.read_text(), resume="allow", reinit="finish_previous")
     wandb.init(**names, **identity, config=asdict(args), sync_tensorboard=True)
 
@@ -1107,10 +1186,10 @@ def draw_curves(folder: Path) -> None:
 
 
 class Run:
-    """How far a run is, and what is done between two passes of its loops: see report."""
+    """The counters of a run, and its log, evaluations and checkpoints; see report."""
 
-    counters = ["offline_steps", "online_steps", "updates", "updates_due", "episodes"]
-    counters += ["train_return", "evaluations"]
+    saved_fields = ["offline_steps", "online_steps", "updates", "updates_due", "episodes"]
+    saved_fields += ["train_return", "evaluations", "logged", "logged_step"]
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, task: Task):
         self.args, self.folder = agent.args, Path(agent.args.run_dir)
@@ -1118,19 +1197,21 @@ class Run:
         self.offline_steps = 0  # gradient steps of pre-training that are done
         self.online_steps = 0  # environment steps of fine-tuning that are played
         self.updates = 0  # gradient steps of both phases
-        self.updates_due = 0  # gradient steps still to be done for the steps played
+        self.updates_due = 0  # gradient steps due for the steps played; below 0 in a warm-up
         self.episodes = 0  # of fine-tuning
         self.train_return = 0.0  # of the last of them
         self.evaluations = []  # pairs of step and result
+        self.logged, self.logged_step = {}, 0  # the log's rows of the newest step
+        self.saved_step = None  # that of the newest checkpoint
         self.load()
-        self.saved_step = self.step if self.evaluations else None
         self.saved_progress = self.updates, self.episodes
         self.stop = StopSignal()
-        # A run that was killed had got further than its checkpoint: the log forgets that.
-        first_row = self.step + 1 if self.evaluations else 0
-        self.writer = SummaryWriter(self.folder, purge_step=first_row)
+        # A run that was killed had got further than its checkpoint. What it logged from that step
+        # on is void, and the checkpoint's rows of that very step are logged again.
+        self.writer = SummaryWriter(self.folder, purge_step=self.step)
+        self.log(self.logged)
         total = self.args.offline_steps + self.args.online_steps
-        # Only on a terminal, which is what None means.
+        # disable=None: a bar only if the output is a terminal.
         self.progress = tqdm(total=total, initial=self.step, disable=None)
         self.started_at = self.saved_at = time.monotonic()
         self.first_step = self.step
@@ -1143,52 +1224,65 @@ class Run:
         return self.offline_steps + self.online_steps - waiting
 
     def generator(self, purpose: str, index: int) -> torch.Generator:
-        """What it draws is given by --seed, purpose and index alone, so that a resumed run draws
-        the same, and so do two scripts that are compared."""
+        """What it draws depends on --seed, purpose, index and the kind of device alone: so a
+        resumed run draws the same, and so do two scripts that are compared."""
         generator = torch.Generator(self.agent.device)
         return generator.manual_seed(seed_for(self.args, purpose, index))
 
-    def log_due(self) -> bool:
-        """Whether the coming gradient step is the last one of a step of the log."""
-        still_due = max(self.updates_due - 1, 0)
-        return still_due % self.args.utd == 0 and (self.step + 1) % LOG_EVERY == 0
-
     def report(self, metrics: dict) -> None:
-        """Between two passes nothing is half done: here is logged, saved, evaluated and stopped."""
+        """Called between two passes of a loop, when nothing is half done: this is where a run logs,
+        saves, evaluates and stops."""
         self.log(metrics)
-        if self.online_steps > 0 and self.updates_due <= 0:  # the last episode is done with
+        if self.online_steps > 0 and self.updates_due <= 0:  # trained on the last episode
             self.log({"train/return": self.train_return})
         self.progress.update(self.step - self.progress.n)
         if self.save_due():
             self.save()
         self.evaluate_if_due()
-        self.stop.check()
-
-    def log(self, metrics: dict) -> None:
-        for key, value in metrics.items():
-            self.check_finite(key, torch.as_tensor(value))
-            self.writer.add_scalar(key, float(value), self.step)
-
-    def check_finite(self, name: str, values: Tensor) -> None:
-        """A run that diverges ends here: what is saved is from before."""
-        if not values.isfinite().all():
-            advice = "it would happen again; begin anew with smaller learning rates"
-            fail(f"{name} is NaN or inf at step {self.step}; {advice}; {self.how_to_go_on()}")
+        self.stop.raise_if_received()
 
     def how_to_go_on(self) -> str:
         if self.saved_step is None:
             return f"no checkpoint yet; --resume {self.folder} begins again"
-        return (
-            f"the checkpoint of step {self.saved_step} is good; go on with --resume {self.folder}"
-        )
+        saved = f"the checkpoint of step {self.saved_step} is good"
+        return f"{saved}; continue with --resume {self.folder}"
+
+    # -- Log --
+
+    def log_due(self) -> bool:
+        """Whether the coming gradient step completes a step of the axis that is to be logged.
+
+        In fine-tuning an environment step has utd gradient steps: this must be the last of them.
+        """
+        due_afterwards = max(self.updates_due - 1, 0)
+        completes_step = due_afterwards % self.args.utd == 0
+        return completes_step and (self.step + 1) % LOG_EVERY == 0
+
+    def log(self, metrics: dict) -> None:
+        if self.logged_step != self.step:
+            self.logged, self.logged_step = {}, self.step
+        for key, value in metrics.items():
+            self.check_finite(key, torch.as_tensor(value))
+            self.logged[key] = float(value)
+            self.writer.add_scalar(key, float(value), self.step)
+
+    def check_finite(self, name: str, values: Tensor) -> None:
+        """Ends a run that diverges; what is saved is from before."""
+        if not values.isfinite().all():
+            problem = f"{name} is NaN or inf at step {self.step}, and would be so again"
+            fail(f"{problem}: start another run with smaller learning rates; {self.how_to_go_on()}")
+
+    def check_weights(self) -> None:
+        for name, weights in self.agent.named_parameters():
+            self.check_finite(name, weights)
 
     # -- Evaluations --
 
     def evaluation_due(self) -> bool:
-        """After every eval_every_... steps and at the end of both phases. In fine-tuning an episode
-        is played and trained on to its end first."""
+        """After every eval_every_... steps and at the end of each phase. In fine-tuning an episode
+        is first played and trained on to its end."""
         if not self.evaluations:
-            return True  # of the untrained policy
+            return True  # of the policy that the run begins with
         last, args = self.evaluations[-1][0], self.args
         if self.step == last or self.updates_due > 0:
             return False
@@ -1200,51 +1294,53 @@ class Run:
         return n_due > n_done or self.online_steps >= args.online_steps
 
     def evaluate_if_due(self) -> None:
-        """Also called when a run begins or is continued: it may have been stopped at this."""
+        """Also called when a run begins or is continued: it may have been stopped in here."""
         if not self.evaluation_due():
             return
-        for name, weights in self.agent.named_parameters():
-            self.check_finite(name, weights)
+        self.check_weights()
         seeds = [seed_for(self.args, "evaluation", k) for k in range(self.args.eval_episodes)]
         episodes = [play_episode(self.agent, self.task.env, seed, self.stop) for seed in seeds]
         if not self.evaluations:
-            compare_with_data(episodes, self.task)
-        result = judge(self.agent, episodes, self.task.attributes)
-        result["q_bound"] = self.buffer.largest_reward() / (1 - self.args.gamma)
-        self.evaluations.append((self.step, result))
-        result |= self.dip_and_regret()
-        self.log({f"eval/{key}": value for key, value in result.items()})
-        self.print_evaluation(result)
-        warn_of_exploding_q(self.evaluations)
+            compare_with_data(self.task, episodes)
+        result = summarize(self.agent, episodes, self.task.attributes)
+        result["q_bound"] = largest_reward(self.buffer) / (1 - self.args.gamma)
+        self.evaluations.append((self.step, result | self.dip_and_regret(result)))
+        self.show_evaluation()
         self.save()
 
-    def dip_and_regret(self) -> dict[str, float]:
-        """How far the score of the online evaluations fell below the last one before them, and how
-        far their mean is below 1; the latter only where 1 is what is to be reached."""
-        before = [result for step, result in self.evaluations if step <= self.args.offline_steps]
-        online = [result for step, result in self.evaluations if step > self.args.offline_steps]
-        if not online:
+    def dip_and_regret(self, result: dict) -> dict[str, float]:
+        """Of the online evaluations, with this one. dip: their lowest score minus the last score
+        before them, so below 0 if it fell. regret: 1 minus their mean score, where a score of 1 is
+        the goal: a success, or a normalised return."""
+        if self.online_steps == 0:
             return {}
-        scores = [result["score"] for result in online]
+        before, online = split_evaluations(self.args, self.evaluations)
+        scores = [earlier["score"] for earlier in online] + [result["score"]]
         found = {"dip": min(scores) - before[-1]["score"]}
-        if "success" in online[-1] or "ref_max_score" in self.task.attributes:
+        if "success" in result or "ref_max_score" in self.task.attributes:
             found["regret"] = 1 - sum(scores) / len(scores)
         return found
 
-    def print_evaluation(self, result: dict) -> None:
+    def show_evaluation(self) -> None:
+        _, result = self.evaluations[-1]
+        self.log({f"eval/{key}": value for key, value in result.items()})
         rate = (self.step - self.first_step) / (time.monotonic() - self.started_at)
         phase = "offline" if self.online_steps == 0 else "online"
-        line = f"{phase:7} {self.step:>7}/{self.progress.total}  {rate:4.0f} steps/s"
         score = "success" if "success" in result else "score"
+        line = f"{phase:7} {self.step:>7}/{self.progress.total}  {rate:4.0f} steps/s"
         line += f"  {score} {result[score]:.2f}  return {result['return']:.2f}"
-        tqdm.write(f"{line}  Q(s0) {result['q_s0']:.1f} of {result['discounted_return']:.1f}")
+        line += f"  Q(s0) {result['q_s0']:.1f}, obtained {result['discounted_return']:.1f}"
+        tqdm.write(line)
+        warn_of_exploding_q(self.evaluations)
 
     # -- Checkpoints --
 
     def save_due(self) -> bool:
-        """Once a minute; sooner at first, so that a run that is killed again and again gets on."""
-        since_saved = time.monotonic() - self.saved_at
-        return since_saved > min(SAVE_EVERY, self.saved_at - self.started_at)
+        """Once a minute. At first sooner, the wait doubling from checkpoint to checkpoint, so that
+        even a run that is killed again and again makes progress."""
+        waited = time.monotonic() - self.saved_at
+        age_when_saved = self.saved_at - self.started_at
+        return waited > min(SAVE_EVERY, age_when_saved)
 
     def state(self) -> dict:
         optimizers = self.agent.optimizers
@@ -1252,19 +1348,20 @@ class Run:
             "agent": self.agent.state_dict(),
             "optimizers": {name: optimizers[name].state_dict() for name in optimizers},
             "buffer": self.buffer.state_dict(),
-            "counters": {name: getattr(self, name) for name in self.counters},
+            "run": {name: getattr(self, name) for name in self.saved_fields},
         }
 
     def save(self) -> None:
-        """The checkpoint before is kept, in case that the new one is damaged some day."""
-        for name, weights in self.agent.named_parameters():
-            self.check_finite(name, weights)
-        self.writer.flush()
-        state, newest = self.state(), self.folder / "checkpoint.new"
-        write_whole(newest, lambda file: torch.save(state, file))
-        if (self.folder / "checkpoint.pt").exists():
-            (self.folder / "checkpoint.pt").replace(self.folder / "checkpoint.previous")
-        newest.replace(self.folder / "checkpoint.pt")
+        """The checkpoint before is kept, in case the new one gets damaged; or if the run is killed
+        between the two renamings."""
+        self.check_weights()
+        self.writer.flush()  # the log on the disk is never behind the checkpoint
+        state, newest = self.state(), self.folder / "checkpoint.pt"
+        written = self.folder / "checkpoint.new"
+        write_whole(written, lambda file: torch.save(state, file))
+        if newest.exists():
+            newest.replace(self.folder / "checkpoint.previous")
+        written.replace(newest)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.saved_progress = self.updates, self.episodes
 
@@ -1283,35 +1380,38 @@ class Run:
         """Goes on from the folder's checkpoint; a new run may begin at another's pre-training."""
         state = read_checkpoint(self.folder, self.agent.device)
         if state is not None:
-            self.load_agent(state, self.folder)
+            self.load_agent(state)
             self.buffer.load_state_dict(state["buffer"])
-            for name in self.counters:
-                setattr(self, name, state["counters"][name])
+            for name in self.saved_fields:
+                setattr(self, name, state["run"][name])
             fixed = self.online_steps > 0 and self.offline_steps != self.args.offline_steps
-            check(not fixed, "--offline-steps: fine-tuning has begun; --online-steps can grow")
+            check(not fixed, "--offline-steps: fine-tuning has begun; only --online-steps can grow")
+            self.saved_step = self.step
         elif self.args.pretrained is not None:
             path = Path(self.args.pretrained) / "pretrained.pt"
             try:
                 state = read_state(path, self.agent.device)
             except Exception as error:
                 fail(f"--pretrained: {path} is damaged: {error}")
-            self.load_agent(state, path.parent)
-            self.offline_steps = self.updates = state["counters"]["offline_steps"]
+            self.load_agent(state)
+            self.offline_steps = self.updates = state["run"]["offline_steps"]
+            done = self.offline_steps == self.args.offline_steps
+            check(done, f"--pretrained {self.args.pretrained}: has not finished pre-training")
 
-    def load_agent(self, state: dict, folder: Path) -> None:
+    def load_agent(self, state: dict) -> None:
         try:
             self.agent.load_state_dict(state["agent"])
-        except RuntimeError:  # many lines, a layer each
-            fail(f"{folder}: the networks there have other sizes than the settings'")
+        except RuntimeError:  # many lines, some for each layer
+            fail("the saved networks are of other sizes than those of the settings")
         for name, optimizer in self.agent.optimizers.items():
-            # Learning rates are the settings', which may be others than in pre-training.
+            # Learning rates are those of the settings, which may be others than in pre-training.
             groups = optimizer.state_dict()["param_groups"]
             saved = state["optimizers"][name]["state"]
             optimizer.load_state_dict({"state": saved, "param_groups": groups})
 
     def finish(self) -> None:
         """Summary and picture of a run that is done."""
-        before = [result for step, result in self.evaluations if step <= self.args.offline_steps]
+        before, _ = split_evaluations(self.args, self.evaluations)
         summary = {"before": before[-1], "after": self.evaluations[-1][1]}
         content = json.dumps(summary, indent=2)
         write_whole(self.folder / "summary.json", lambda file: file.write(content.encode()))
@@ -1321,32 +1421,22 @@ class Run:
 
     def close(self) -> None:
         self.progress.close()
-        with contextlib.suppress(OSError):  # of a full disk, of which save has told already
+        with contextlib.suppress(OSError):  # of a full disk, which has ended the run already
             self.writer.close()
 
 
-# ---- Diagnoses: what a run was given -------------------------------------------------------------
+def split_evaluations(args: Args, evaluations: list) -> tuple[list[dict], list[dict]]:
+    """The results up to the end of pre-training, and those of fine-tuning."""
+    before = [result for step, result in evaluations if step <= args.offline_steps]
+    online = [result for step, result in evaluations if step > args.offline_steps]
+    return before, online
 
 
-def describe_dataset(data, episodes, box) -> dict:
-    return {"rows": len(data["rewards"])}
-
-
-def compare_with_data(episodes: list[Episode], task: Task) -> None:
-    pass
-
-
-def warn_of_exploding_q(evaluations: list) -> None:
-    """Q beyond what the rewards seen so far allow, told once. Bounds of 0 say nothing, and before
-    the first update nothing has been learned."""
-    beyond = [
-        step
-        for step, result in evaluations
-        if step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0
-    ]
-    if beyond == [evaluations[-1][0]]:
-        bound = evaluations[-1][1]["q_bound"]
-        warn(f"Q(s0) explodes: from step {beyond[0]} on it is beyond {bound:g}, eval/q_bound")
+def largest_reward(buffer: ReplayBuffer) -> float:
+    """The largest absolute value of the scaled rewards in a buffer."""
+    column = buffer.widths[0] + buffer.widths[1]
+    online = buffer.ring[: buffer.n_added, column]
+    return torch.cat([buffer.offline[:, column], online]).abs().max().item()
 
 
 # ---- The program ---------------------------------------------------------------------------------
@@ -1357,9 +1447,10 @@ class Task(NamedTuple):
 
     env: gym.Env
     rows: Tensor  # (N, width), the columns of a Batch
-    attributes: dict  # reference scores
+    attributes: dict  # of the dataset: its environment, its reference scores
     sha256: str  # of the dataset's file
     description: dict  # of the dataset
+    summary: DataSummary  # to compare the environment with
 
 
 def load_task(args: Args) -> Task:
@@ -1371,16 +1462,19 @@ def load_task(args: Args) -> Task:
         attributes = {}  # they are about another environment
     check_scores(args, attributes)
     env = make_env(args, attributes)
-    check_dataset(args, data, env)
+    check_and_tidy(args, data, env)
     episodes = find_episodes(data)
     problem = "has no whole episode; mark where episodes end in terminals or timeouts"
     check(len(episodes) > 0, f"--dataset {args.dataset}: {problem}")
-    description = describe_dataset(data, episodes, action_box(env))
-    rows = load_rows(args, data, episodes, env)
-    return Task(env, rows, attributes, hash_of(path), description)
+    box = action_box(env)
+    description = describe_dataset(data, episodes, box)
+    print_description(description)
+    diagnose_dataset(args, data, episodes, box)
+    rows, summary = load_rows(args, data, episodes, box), summarize_data(data, episodes)
+    return Task(env, rows, attributes, hash_of(path), description, summary)
 
 
-def make_agent(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
+def make_agent_and_buffer(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
     cuda = torch.cuda.is_available()
     check(cuda or args.device != "cuda", "--device cuda: there is no CUDA here; leave it out")
     device = "cuda" if cuda and args.device != "cpu" else "cpu"
@@ -1393,32 +1487,352 @@ def make_agent(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """A run, from the command line or in Python with the same words: main(["--seed", "1"])."""
+    """A run, from the command line or in Python with the same arguments: main(["--seed", "1"])."""
     args = parse_args(sys.argv[1:] if argv is None else argv)
+    has_wandb = importlib.util.find_spec("wandb") is not None
+    check(has_wandb or not args.track, "--track: needs Weights & Biases; pip install wandb")
     torch.set_num_threads(args.threads)
     task = load_task(args)
     check_hash(args, task.sha256)
-    agent, buffer = make_agent(args, task)
-    with hold(args):
+    agent, buffer = make_agent_and_buffer(args, task)
+    with lock_folder(args):
         if args.track:
-            start_tracking(args)  # before the log is opened, which it watches from then on
+            start_tracking(args)  # before the log is opened
         run = Run(agent, buffer, task)
         save_record(args, task)
+        origin = args.resume or args.pretrained or f"row {row_of(args.dataset)!r}"
+        print(f"{SCRIPT}: settings of {origin}, {agent.device}, {args.run_dir}", flush=True)
         try:
             with run.stop:
-                run.evaluate_if_due()  # of the untrained policy; or the run was stopped at one
+                run.evaluate_if_due()  # of what it begins with; or where it was stopped in one
                 pretrain(agent, buffer, run)
                 run.keep_pretrained()
                 finetune(agent, buffer, task.env, run)
                 run.finish()
-        except Stopped as signal_name:
+        except (Stopped, UnusableStep) as reason:
             run.save_progress()
-            fail(f"{signal_name}; {run.how_to_go_on()}")
+            fail(f"stopped: {reason}; {run.how_to_go_on()}")
         except Exception as error:
             error.add_note(f"{SCRIPT}: {run.how_to_go_on()}")
             raise
         finally:
             run.close()
+
+
+# ---- Diagnoses: what a run was given -------------------------------------------------------------
+# A dataset can be wrong without an error: training runs on and learns nothing. Each function below
+# looks for one such mistake and says in one line what it saw and what to do. They prefer missing a
+# mistake to a false alarm.
+
+FEW_REWARDS = 10  # distinct rewards up to which they count as sparse, such as 0 and 1
+SAMPLE = 10_000  # rows that are enough for an average
+MANY_CLIPPED, MOST_CLIPPED = 0.05, 0.5  # share of the actions' numbers; above: a warning, the end
+FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps not leading to the next row; above: likewise
+JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
+LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
+FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
+MOST_ENTRIES = 6  # of a Dict observation; they can be put in 720 orders
+MISFIT, MISFIT_FACTOR = 0.1, 4.0  # an order is wrong above 0.1 + 4 * the best order's misfit
+KNOWN_REWARDS = 0.2  # share of the environment's rewards that the dataset has, at least
+SELDOM = 0.05  # share of the dataset's episodes that begin with its highest reward
+
+
+class DataSummary(NamedTuple):
+    """What of a dataset is compared with the environment when that is first played."""
+
+    rewards: np.ndarray  # (N,)
+    first_rewards: np.ndarray  # of each episode
+    obs_low: np.ndarray  # (obs,), of all observations
+    obs_high: np.ndarray  # (obs,)
+    start_low: np.ndarray  # (obs,), of each episode's first observation
+    start_high: np.ndarray  # (obs,)
+
+
+def summarize_data(data: dict[str, np.ndarray], episodes: list[slice]) -> DataSummary:
+    # Episodes of one step come from runs of terminals, as in AntMaze, and begin at the goal.
+    longer = [span.start for span in episodes if span.stop - span.start > 1]
+    firsts = longer or [span.start for span in episodes]
+    obs, starts = data["observations"], data["observations"][firsts]
+    rewards = data["rewards"]
+    limits = obs.min(axis=0), obs.max(axis=0), starts.min(axis=0), starts.max(axis=0)
+    return DataSummary(rewards, rewards[firsts], *limits)
+
+
+def thin_out(array: np.ndarray) -> np.ndarray:
+    """At most 10,000 rows of an array, evenly spaced; a view, not a copy."""
+    return array[:: len(array) // SAMPLE + 1]
+
+
+def few_rewards(rewards: np.ndarray) -> np.ndarray | None:
+    """The distinct rewards, sorted, if they are few and come again and again; else None."""
+    values = np.unique(rewards) + 0.0  # makes 0 of -0
+    return values if len(values) <= min(FEW_REWARDS, len(rewards) / 10) else None
+
+
+def share_outside(actions: np.ndarray, box: gym.spaces.Box) -> float:
+    """Share of the actions' numbers that lie outside the action box by more than rounding."""
+    tolerance = 1e-4 * (box.high - box.low)
+    below = np.count_nonzero(actions < box.low - tolerance)
+    above = np.count_nonzero(actions > box.high + tolerance)
+    return (below + above) / actions.size
+
+
+def describe_dataset(
+    data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
+) -> dict:
+    """Facts about a dataset, for args.json and print_description."""
+    rewards, actions = data["rewards"], data["actions"]
+    lengths = [span.stop - span.start for span in episodes]
+    by_terminal = sum(bool(data["terminals"][span.stop - 1]) for span in episodes)
+    last_end = int(np.flatnonzero(data["terminals"] | data["timeouts"])[-1])
+    scaled = 2 * (thin_out(actions) - box.low) / (box.high - box.low) - 1
+    return {
+        "rows": len(rewards),
+        "rows_used": sum(lengths),
+        "rows_of_an_open_episode": len(rewards) - 1 - last_end,
+        "episodes": len(episodes),
+        "episodes_of_one_step": lengths.count(1),
+        "ended_by_terminal": by_terminal,
+        "ended_by_timeout": len(episodes) - by_terminal,
+        "longest_episode": max(lengths),
+        "mean_action_size": float(np.abs(scaled).mean()),
+        "actions_clipped": share_outside(actions, box),
+        **describe_rewards(rewards, episodes),
+    }
+
+
+def describe_rewards(rewards: np.ndarray, episodes: list[slice]) -> dict:
+    """Returns and, where rewards are few, how many rows have each and how many episodes reach the
+    highest: those with a success, wherever success is what is rewarded."""
+    returns = [float(rewards[span].sum(dtype=np.float64)) for span in episodes]
+    description = {
+        "return_least": min(returns),
+        "return_mean": sum(returns) / len(returns),
+        "return_most": max(returns),
+    }
+    values = few_rewards(rewards)
+    if values is not None:
+        description["rewards"] = {f"{value:g}": int((rewards == value).sum()) for value in values}
+    if values is not None and len(values) > 1:
+        best = [bool((rewards[span] == values[-1]).any()) for span in episodes]
+        description["episodes_with_the_highest"] = sum(best)
+    return description
+
+
+def print_description(description: dict) -> None:
+    """Three lines: a dataset's episodes, its rewards, its actions."""
+    about = description
+    line = f"data: {about['rows_used']:,} of {about['rows']:,} rows are used, in"
+    line += f" {about['episodes']:,} episodes ({about['episodes_of_one_step']:,} of a single step):"
+    line += f" {about['ended_by_terminal']:,} end in a terminal,"
+    line += f" {about['ended_by_timeout']:,} at a time limit"
+    if about["rows_of_an_open_episode"] > 0:
+        line += f"; after the last end {about['rows_of_an_open_episode']:,} rows are left out"
+    print(line)
+    line = f"data: returns from {about['return_least']:.4g} to {about['return_most']:.4g},"
+    line += f" mean {about['return_mean']:.4g}"
+    if "rewards" in about:
+        counts = [f"{value} ({count:,} rows)" for value, count in about["rewards"].items()]
+        line += f"; rewards {', '.join(counts)}"
+    if "episodes_with_the_highest" in about:
+        line += f"; {about['episodes_with_the_highest']:,} episodes reach the highest"
+    print(line)
+    line = f"data: actions have a mean size of {about['mean_action_size']:.2f}, with their box as"
+    line += f" [-1, 1]; {about['actions_clipped']:.2%} of their numbers are outside it and clipped"
+    print(line, flush=True)
+
+
+def diagnose_dataset(
+    args: Args, data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
+) -> None:
+    """All that can be seen in the file alone."""
+    check_row_order(data, episodes)
+    check_clipped_actions(data["actions"], box)
+    warn_of_equal_rewards(args, data, episodes)
+    if not args.normalize_observations:
+        warn_of_observation_scale(data["observations"])
+
+
+def check_row_order(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+    """Returns are sums over the rows that follow, so rows must be in order of time. Whether they
+    are can be seen where the file has next_observations."""
+    if "next_observations" not in data:
+        return
+    jumps = share_of_jumps(data, episodes)
+    seen = f"in {jumps:.2%} of the steps next_observations is not the next row's observation"
+    remedy = "write whole episodes one after the other, neither shuffled nor interleaved"
+    check(jumps <= MOST_JUMPS, f"the rows are not in order of time: {seen}; {remedy}")
+    if jumps > FEW_JUMPS:
+        warn(f"{seen}, so some returns are wrong: mark the ends of all episodes, and {remedy}")
+
+
+def share_of_jumps(data: dict[str, np.ndarray], episodes: list[slice]) -> float:
+    """Share of the steps within episodes whose next observation is not the next row's."""
+    obs, next_obs = data["observations"], data["next_observations"]
+    tolerance = JUMP * np.abs(thin_out(obs)).mean(axis=0)
+    n_jumps = n_steps = 0
+    for span in episodes:
+        following = obs[span.start + 1 : span.stop]
+        own = next_obs[span.start : span.stop - 1]  # the last step leads out of the episode
+        n_jumps += np.count_nonzero((np.abs(own - following) > tolerance).any(axis=1))
+        n_steps += len(following)
+    return n_jumps / max(n_steps, 1)
+
+
+def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
+    """Where many actions are clipped, the file probably has them on another scale, and the clipped
+    ones are not what was done."""
+    outside = share_outside(actions, box)
+    if outside <= MANY_CLIPPED:
+        return
+    seen = f"{outside:.0%} of the numbers of actions lie outside the environment's action box"
+    seen += f" ({box.low.min():g} to {box.high.max():g}; the file's: {actions.min():.4g} to"
+    seen += f" {actions.max():.4g})"
+    remedy = "rescale the file's actions to that box, or name their environment with --env-id"
+    check(outside <= MOST_CLIPPED, f"{seen}; {remedy}")
+    warn(f"{seen}. They are clipped, which is right if they were when played; if not, {remedy}")
+
+
+def warn_of_equal_rewards(args: Args, data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+    """Where all rewards are the same, no action is better than another. The exception: scaled ones
+    other than 0 where the task ends episodes, since then it matters how long these last."""
+    used = np.concatenate([data["rewards"][span] for span in episodes])
+    ends = [data["terminals"][span.stop - 1] for span in episodes]
+    length_matters = scale_rewards(args, used[0]) != 0 and any(ends)
+    if (used != used[0]).any() or length_matters:
+        return
+    remedy = "write the task's rewards into the file"
+    if (data["rewards"] != used[0]).any():
+        remedy = "the others are in rows that are left out; mark goals as terminals, not timeouts"
+    warn(f"all rewards that are used are {used[0]:g}, so there is nothing to learn: {remedy}")
+
+
+def warn_of_observation_scale(obs: np.ndarray) -> None:
+    """Networks learn from numbers of about 1 in size. A few tiny columns do no harm."""
+    sizes = np.sqrt(np.square(thin_out(obs), dtype=np.float64).mean(axis=0))
+    if sizes.max() > LARGE_OBS or 0 < sizes.max() < SMALL_OBS:
+        seen = f"observations are about {sizes.max():.2g} in size in column {sizes.argmax()}"
+        warn(f"{seen}, the largest; networks learn badly from that: add --normalize-observations")
+
+
+def compare_with_data(task: Task, episodes: list[Episode]) -> None:
+    """Checks on the first evaluation: where episodes begin and which kind of rewards there are
+    hardly depends on the policy."""
+    firsts = np.stack([episode.obs[0] for episode in episodes])
+    warn_of_other_starts(task.summary, firsts, entries_of(task.env))
+    warn_of_other_rewards(task.summary, episodes)
+
+
+def warn_of_other_starts(data: DataSummary, firsts: np.ndarray, entries: dict[str, int]) -> None:
+    """Whether the numbers of an observation mean the same in dataset and environment. The usual
+    reason if not: the entries of a Dict observation were put together in another order."""
+    listed = ", ".join(f"{key} ({size})" for key, size in entries.items())
+    order, far = better_order(data, firsts, entries), far_columns(data, firsts)
+    if order:
+        seen = "the environment's first observations do not fit the dataset's, which seem to have"
+        seen += f" their entries in the order {', '.join(order)}"
+        warn(f"{seen}; write the file's in gymnasium's order, {listed}")
+    elif len(far) > 0:
+        column = far[0]
+        low, high = data.obs_low[column], data.obs_high[column]
+        seen = f"in the environment's first observations column {column} is"
+        seen += f" {firsts[0, column]:.4g}, far from the dataset's {low:.4g} to {high:.4g}"
+        hint = f" (the environment's entries are {listed})" if entries else ""
+        warn(f"{seen}; make sure that both have the same quantities, order and units{hint}")
+
+
+def entries_of(env: gym.Env) -> dict[str, int]:
+    """A Dict observation's entries in the order in which gymnasium flattens them, with the size of
+    each; empty for any other observation."""
+    space = env.env.env.observation_space  # that of the environment inside FlattenObservation
+    if not isinstance(space, gym.spaces.Dict):
+        return {}
+    return {key: gym.spaces.flatdim(entry) for key, entry in space.spaces.items()}
+
+
+def better_order(data: DataSummary, firsts: np.ndarray, entries: dict[str, int]) -> list[str]:
+    """The order of entries in which the environment's first observations fit those of the dataset,
+    if they do not fit as they are; else nothing.
+
+    Start and goal may be elsewhere in a good dataset: then no order fits, and nothing is said. Even
+    in the right order some numbers fall outside, where there are few episodes to compare.
+    """
+    if not 1 < len(entries) <= MOST_ENTRIES:
+        return []
+    ends = np.cumsum(list(entries.values()))
+    parts = dict(zip(entries, np.split(firsts, ends[:-1], axis=1)))
+    misfits = {}
+    for order in itertools.permutations(entries):
+        numbers = np.concatenate([parts[key] for key in order], axis=1)
+        misfits[order] = share_outside_starts(data, numbers)
+    best = min(misfits, key=misfits.get)
+    fits = misfits[tuple(entries)] <= MISFIT + MISFIT_FACTOR * misfits[best]
+    return [] if fits else list(best)
+
+
+def share_outside_starts(data: DataSummary, firsts: np.ndarray) -> float:
+    """Share of the numbers that lie outside the range in which the dataset's episodes begin, with
+    some room around it. Zeros do not count: an observation may be full of them."""
+    room = 0.25 * (data.start_high - data.start_low) + 1e-3
+    outside = (firsts < data.start_low - room) | (firsts > data.start_high + room)
+    counted = firsts != 0
+    return np.count_nonzero(outside & counted) / max(np.count_nonzero(counted), 1)
+
+
+def far_columns(data: DataSummary, firsts: np.ndarray) -> np.ndarray:
+    """In which columns all first observations are far outside what the dataset ever has there.
+
+    A start elsewhere, or a goal that is constant in the dataset, is not far: distance is measured
+    by the spread of that column or by the mean spread of all, whichever is larger.
+    """
+    spread = data.obs_high - data.obs_low
+    margin = FAR * np.maximum(spread, spread.mean())
+    outside = (firsts < data.obs_low - margin) | (firsts > data.obs_high + margin)
+    return np.flatnonzero(outside.all(axis=0))
+
+
+def warn_of_other_rewards(data: DataSummary, episodes: list[Episode]) -> None:
+    """Whether dataset and environment have the same kind of rewards.
+
+    An untrained policy may see fewer of them, or worse ones. So this speaks only in two cases: one
+    side has few distinct values, and the environment's are hardly ever among the dataset's; or all
+    that was played is at least the dataset's highest, although the dataset's episodes begin lower
+    (success - 1 in the dataset, 0 and 1 in the environment).
+    """
+    played = np.concatenate([episode.rewards for episode in episodes]).astype(np.float32)
+    values = few_rewards(data.rewards)
+    sparse = values is not None or few_rewards(played) is not None
+    strange = sparse and np.isin(played, data.rewards).mean() < KNOWN_REWARDS
+    too_good = False
+    if values is not None and len(values) > 1 and len(episodes) > 2:
+        begin_best = (data.first_rewards == values[-1]).mean()
+        too_good = played.min() >= values[-1] and begin_best < SELDOM
+    if strange or too_good:
+        seen = f"the dataset's rewards are {spell(data.rewards)}, but those of the environment"
+        seen += f" {spell(played)} in the first evaluation, and do not match"
+        remedy = "convert the file's rewards (--reward-scale and --reward-bias change both alike)"
+        warn(f"{seen}; {remedy}, or name the environment that they are from with --env-id")
+
+
+def spell(rewards: np.ndarray) -> str:
+    """The distinct rewards if they are few, else from where to where they go."""
+    values = few_rewards(rewards)
+    if values is None:
+        return f"many values from {rewards.min():.4g} to {rewards.max():.4g}"
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def warn_of_exploding_q(evaluations: list) -> None:
+    """Q beyond what the rewards seen so far allow; said once in a run. A bound of 0 says nothing,
+    and before the first update nothing has been learned."""
+    beyond = []
+    for step, result in evaluations:
+        if step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0:
+            beyond.append(step)
+    newest, result = evaluations[-1]
+    if beyond == [newest]:
+        allowed = f"{result['q_bound']:g}, what the rewards so far allow (eval/q_bound)"
+        warn(f"Q(s0) explodes: from step {newest} on it is beyond {allowed}")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,14 @@ def main() -> None:
     sample = script.ReplayBuffer.sample
 
     def sample_later(buffer, generator):
-        added = buffer.added
-        buffer.added = added if added >= steps else 0  # 0: sample takes the dataset alone
+        n_added = buffer.n_added
+        buffer.n_added = n_added if n_added >= steps else 0  # 0: the dataset alone is drawn from
         batch = sample(buffer, generator)
-        buffer.added = added
+        buffer.n_added = n_added
         return batch
 
     script.ReplayBuffer.sample = sample_later
-    sys.argv = [f"{name}.py", *sys.argv[3:]]
-    script.main()
+    script.main(sys.argv[3:])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python tests/mutants.py [SCRIPT ...] [--only TEXT] [--sample N] [--seed S] [--jobs J] [--list]
 
 SCRIPT is iql, iql.py or the path of a copy that has a script's name; without one, all are tried.
-Changed are the functions of Part I: operators, signs, comparisons, numbers, names, calls and their
-arguments; and whole statements are left out. A mutant, as such a text is called, must fail in
-test_losses*.py or in the comparison of test_parity.py, where a script has the tests that load it.
+Changed are the functions above what all scripts share: operators, signs, comparisons, numbers,
+names, calls and their arguments; and whole statements are left out. A mutant, as such a text is
+called, must fail in test_losses*.py, test_agent.py or the comparison of test_parity.py, where a
+script has the tests that load it.
 --only takes mutants of lines that have TEXT, --sample N of each script, --list names them only.
 
 Exit status 0: none survived but those known to compute the same. 1: others did, which are named,
@@ -39,10 +40,12 @@ from scripts import BANNER, ROOT, SCRIPTS
 
 TIMEOUT = 60  # seconds, far more than all tests of a script take: beyond it a mutant has failed
 PARITY = ROOT / "tests/algorithms/test_parity.py::test_the_script_reproduces_the_reference"
-TESTS = [str(path) for path in (*sorted(ROOT.glob("tests/algorithms/test_losses*.py")), PARITY)]
+FILES = [*sorted(ROOT.glob("tests/algorithms/test_losses*.py"))]
+FILES += [ROOT / "tests/algorithms/test_agent.py", PARITY]
+TESTS = [str(path) for path in FILES]
 
-OTHERS = {"FloorDiv": "Mult", "Mod": "Mult", "Lt": "LtE GtE", "LtE": "Lt Gt", "Gt": "GtE LtE",
-    "GtE": "Gt Lt", "logsumexp": "amax", "no_grad": "enable_grad"}  # fmt: skip
+OTHERS = {"FloorDiv": "Mult", "Mod": "Mult", "Lt": "LtE GtE", "LtE": "Lt Gt", "Gt": "GtE LtE"}
+OTHERS |= {"GtE": "Gt Lt", "logsumexp": "amax", "no_grad": "enable_grad"}
 PAIRS = """Add Sub, Mult Div, And Or, Eq NotEq, Is IsNot, In NotIn, amin amax, min max, mean sum,
     minimum maximum, rand randn, obs next_obs, critic critic_target, rewards mc_returns,
     actor_lr critic_lr, actor_hidden critic_hidden, actor target, policy random"""
@@ -56,6 +59,7 @@ EQUIVALENT = {  # why -> mutants that compute the same: scripts, part of the lin
         (ALL, "options", "dict(generator=generator)"),
         (ALL, "noise = torch.randn(mean.shape", "torch.randn(mean.shape, generator=generator)"),
     ],
+    "names may come in any order": [(ALL, "at_least(", "at_least(self, ?, *")],
     "the two are only added": [(ALL, "self.critic = ", "Critic(action_dim, obs_dim, *")],
     "of two either may come first": [("cal_ql", "q_policy = ", "torch.maximum(mc_returns, *")],
     "the gain is that of the other layers": [
@@ -64,16 +68,18 @@ EQUIVALENT = {  # why -> mutants that compute the same: scripts, part of the lin
     "the same numbers but for roundings": [("awac iql", "fused=True", "False")],
     "without NaN nothing is to be refused": [("awac iql", "validate_args=False", "True")],
     "all is summed in the end": [("awac", "actor_loss = ", "pi.log_prob(actions)")],
-    "-0 is 0": [("cal_ql cql", "lagrange_loss = ", "-torch.zeros_like(self.log_lagrange)")],
+    "-0 is 0": [("cal_ql cql", "torch.zeros_like", "-torch.zeros_like(self.log_lagrange)")],
     "the losses need all draws, logged or not": [("cal_ql cql", "def draw(", "False")],
     "it multiplies A = 0": [("iql", "weights = ", "advantage <= 0")],
     "both are drawn or neither": [("awac iql", "metrics = ", "'random'")],
     "one draw in 2^24 equals the bound": [("iql", "keep = ", "torch.rand(*) <= kept")],
     "draws are as likely with the other sign": [
-        ("awac", "target", "-torch.randn(*"), ("awac", "actor", "-torch.randn(*"),
-        ("awac iql", "policy", "-torch.randn(*"), ("awac iql", "random", "-(2 ? torch.rand(*"),
+        ("awac", "target", "-torch.randn(*"),
+        ("awac", "actor", "-torch.randn(*"),
+        ("awac iql", "policy", "-torch.randn(*"),
+        ("awac iql", "random", "-(2 ? torch.rand(*"),
     ],
-}  # fmt: skip
+}
 
 
 class Mutant(NamedTuple):
@@ -120,6 +126,8 @@ def changes(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
             yield from map(ast.Constant, [value + 1, value - 1] if value else [1])
         case ast.Constant(float(value)):
             yield ast.Constant(2 * value or 1.0)
+        case ast.Constant(str(value)) if " " in value:
+            pass  # a message
         case ast.Constant(str(value)):
             yield ast.Constant(OTHERS.get(value, value + "_"))
         case ast.BinOp(left, ast.BitOr()):
@@ -162,7 +170,7 @@ def changes(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
 
 
 def code_of(text: str) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """What Part I's functions are made of, nodes with their parents, but for docstrings."""
+    """What these functions are made of, nodes with their parents, but for docstrings."""
     end = text.count("\n", 0, text.index(BANNER))
     for function in ast.walk(ast.parse(text)):
         if isinstance(function, ast.FunctionDef) and function.lineno <= end:

@@ -8,8 +8,10 @@ import sys
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import gymnasium as gym
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,26 @@ def _load(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+def stand_in(obs_dim=1, low=-1.0, high=1.0, action_dim=1, limit=None) -> SimpleNamespace:
+    """What the reading of a dataset asks an environment for.
+
+    low, high: the box of actions that lies within RescaleAction. limit: steps of an episode.
+    """
+    inner = SimpleNamespace(action_space=gym.spaces.Box(low, high, (action_dim,)))
+    return SimpleNamespace(
+        env=inner,
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (obs_dim,)),
+        spec=SimpleNamespace(id="StandIn-v0", max_episode_steps=limit),
+    )
+
+
+def rows_of_dataset(script: ModuleType, args, data: dict, env) -> torch.Tensor:
+    """A file's arrays as rows of a batch's columns, in the way of a script's load_task."""
+    data = dict(data)  # some are put right in their place
+    script.check_dataset(args, data, env)
+    return script.load_rows(args, data, script.find_episodes(data), script.action_box(env))
 
 
 def randn(*shape: int, seed: int, dtype=torch.float64) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
     python tests/sync.py cql.py                               the others become as cql.py is
 
-What is shared: the requirements on top, the imports, the functions and classes of the same name in
-the part above the banner (but for Args, Agent and Actor), and all below it. test_scripts.py sees
-that it stays the same.
+What is shared: the requirements on top, the imports, the functions and classes of the same name
+above the banner "From here on" (but for Args, Agent and Actor), and all from that banner on.
+test_scripts.py sees that it stays the same.
 """
 
 import re
@@ -21,7 +21,7 @@ def shared_parts(text: str) -> dict[str, str]:
     above, banner, below = text.partition(BANNER)
     docstring = text.index('"""')
     imports = text.index("\nimport ")
-    parts = {"requirements": text[:docstring], "below": banner + below}
+    parts = {"requirements": text[:docstring], "from the banner on": banner + below}
     parts["imports"] = text[imports : text.index("\n\n@dataclass", imports)]
     # A definition begins in the first column, with its decorators, and ends before the next thing
     # that does.

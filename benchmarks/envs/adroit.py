@@ -29,7 +29,8 @@ with contextlib.redirect_stderr(io.StringIO()):  # a notice about its other envi
 
 
 class Binary(LegacyPhysics):
-    """Reward: 0 on success, else -1. Success ends the episode.
+    """Reward: 0 on success, else -1. Success ends the episode. `achieved` tells from observations
+    (T, obs) alone which of them, (T,), `step` would return with a success.
 
     Action: where the joints' servos shall hold, [-1, 1] for the range of each; for 0.01 s.
     Positions in an observation (m) are 0.002 s older than its angles (rad) and velocities, since
@@ -45,12 +46,6 @@ class Binary(LegacyPhysics):
         success = bool(info["success"])
         return obs, success - 1.0, success, False, {"success": success}
 
-    @staticmethod
-    def achieved(observations: np.ndarray) -> np.ndarray:
-        """Whether the states that observations (T, obs) show are a success, (T,): what `step` says
-        when it returns them."""
-        raise NotImplementedError
-
 
 class Pen(Binary, adroit_pen.AdroitHandPenEnv):
     """Turn a pen in the hand until it is as a target is. Action (24,).
@@ -62,7 +57,7 @@ class Pen(Binary, adroit_pen.AdroitHandPenEnv):
     """
 
     @staticmethod
-    def achieved(observations):
+    def achieved(observations: np.ndarray) -> np.ndarray:
         cosine = (observations[:, 33:36] * observations[:, 36:39]).sum(1)
         return (np.linalg.norm(observations[:, 39:42], axis=1) < 0.075) & (cosine > 0.95)
 
@@ -78,7 +73,7 @@ class Door(Binary, adroit_door.AdroitHandDoorEnv):
     """
 
     @staticmethod
-    def achieved(observations):
+    def achieved(observations: np.ndarray) -> np.ndarray:
         return observations[:, 28] >= 1.35
 
 
@@ -92,5 +87,5 @@ class Relocate(Binary, adroit_relocate.AdroitHandRelocateEnv):
     """
 
     @staticmethod
-    def achieved(observations):
+    def achieved(observations: np.ndarray) -> np.ndarray:
         return np.linalg.norm(observations[:, 36:39], axis=1) < 0.1

@@ -1,4 +1,4 @@
-"""The maths of Part I of cql.py and cal_ql.py, line by line; that of the other scripts is tested in
+"""The losses of cql.py and cal_ql.py, line by line; those of the other scripts are tested in
 test_losses_iql.py, test_losses_awac.py and, what those two share, test_losses_awr.py.
 
 Where a test recomputes something, it does so in another way than the script: in loops, by hand, or
@@ -282,8 +282,8 @@ def test_termination_masks_what_follows_and_truncation_does_not(script):
 
     agent, _, _ = small_problem(script, torch.float32, batch_size=1, cql_weight=0.0)
     for limit, bootstraps in (3, True), (9, False):
-        episode, _ = script.run_episode(agent, Corridor(limit), k=0)
-        rows = script.pack(agent.args, *episode)
+        episode = script.play_episode(agent, Corridor(limit), 0, script.StopSignal())
+        rows = script.to_rows(agent.args, episode)
         assert len(rows) == min(limit, 4), "the last step of a time limit is data, too"
         buffer = script.ReplayBuffer(agent.args, rows, 4, 2, "cpu")
         batch = script.Batch(*rows[-1:].split(buffer.widths, 1))

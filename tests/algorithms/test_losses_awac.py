@@ -1,4 +1,4 @@
-"""The maths of Part I of awac.py, line by line and by hand. What it shares with iql.py, such as the
+"""The losses of awac.py, line by line and by hand. What it shares with iql.py, such as the
 policy's density and the numbers of calibration, is tested in test_losses_awr.py."""
 
 import math

@@ -1,4 +1,4 @@
-"""What Part I of iql.py and of awac.py share, advantage-weighted regression: the policy, what it
+"""What the agents of iql.py and awac.py share, advantage-weighted regression: the policy, what it
 makes of weights, the numbers of calibration, draws and first weights. The weights themselves and
 the critics' losses are tested in test_losses_iql.py and test_losses_awac.py."""
 

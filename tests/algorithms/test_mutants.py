@@ -37,7 +37,7 @@ def test_the_tests_notice_a_sample_of_mutants():
 def test_every_line_of_the_maths_has_a_mutant(name):
     text = text_of(name)
     lines = {mutant.line for mutant in mutants.mutants_of(name, text)}
-    assert max(lines) < text[: text.index(BANNER)].count("\n") + 1, "Part II is left alone"
+    assert max(lines) < text[: text.index(BANNER)].count("\n") + 1, "what is shared is left alone"
     functions = [x for x in ast.walk(ast.parse(text)) if isinstance(x, ast.FunctionDef)]
     of_the_maths = {"advantage", "squash", "calibration", "update", "draw", "act", "mlp"}
     n_losses = 0

@@ -1,19 +1,19 @@
 """Returns-to-go and the way from a dataset to episodes, by hand and against the authors' code."""
 
-from types import SimpleNamespace
+from functools import cache
 
-import gymnasium as gym
 import numpy as np
 import parity
 import pytest
 import torch
-from scripts import FIXTURES, SCRIPTS, load_script
+from scripts import FIXTURES, SCRIPTS, load_script, rows_of_dataset, stand_in
 
+read = cache(parity.read)
 CASES = [
     pytest.param(path, case, id=f"{path.stem}-{case}")
     for path in FIXTURES
-    if "calc" in parity.read(path)[0]
-    for case in parity.return_cases(parity.read(path)[1])
+    if "calc" in read(path)[0]
+    for case in parity.return_cases(read(path)[1])
 ]
 
 
@@ -26,10 +26,24 @@ def script(request):
 def test_episodes_and_returns_are_those_of_the_authors(script, path, case):
     """calc: one episode; stream: a dataset; online: episodes played in an environment."""
     try:
-        worst = parity.check_returns(script, *parity.read(path), case)
+        worst = parity.check_returns(script, *read(path), case)
     except parity.NotOffered as reason:
         pytest.skip(str(reason))
     assert worst.excess <= 1, worst
+
+
+@pytest.mark.parametrize("timeouts", [[2, 4, 7], None], ids=["given", "guessed"])
+def test_the_authors_lose_terminals_that_the_scripts_keep(script, timeouts):
+    """The one difference in what is made of a dataset, and how parity.py makes up for it: a goal
+    that is reached at a time limit (4) or in the last row (8) is given as a time limit alone."""
+    data = dict(rewards=np.zeros(9, np.float32), terminals=flags(9, 1, 4, 8))
+    if timeouts:
+        data["timeouts"] = flags(9, *timeouts)
+    others = parity.with_the_authors_ends(script, data, limit=3)
+    assert np.flatnonzero(others["terminals"]).tolist() == [1]
+    assert np.flatnonzero(others["timeouts"]).tolist() == [*([2] if timeouts else []), 4, 7, 8]
+    kept, left = (load(script, x, limit=3).obs[:, 0].tolist() for x in (data, others))
+    assert set(kept) - set(left) == {4, 8} and set(left) < set(kept)
 
 
 # --- By hand, with gamma 0.9 ----------------------------------------------------------------------
@@ -49,7 +63,7 @@ BY_HAND = {
     "infinite horizon": ([0, 0, 2], [NO, NO, NO], dict(infinite_horizon=True), [16.2, 18, 20]),
     "which an end ends": ([0, 0, 2], [NO, NO, YES], dict(infinite_horizon=True), [1.62, 1.8, 2]),
     "a single step": ([3], [NO], {}, [3]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("rewards, terminations, settings, wanted", BY_HAND.values(), ids=BY_HAND)
@@ -66,7 +80,8 @@ def test_failure_is_recognised_in_scaled_rewards(script, scale, bias):
     nothing = np.zeros((2, 1), np.float32)
     for dtype in (np.float32, np.float64):
         raw = np.full(2, 0.3, dtype)
-        rows = script.pack(args, nothing, nothing, raw, nothing, np.array([NO, NO]))
+        episode = script.Episode(nothing, nothing, raw, nothing, np.array([NO, NO]))
+        rows = script.to_rows(args, episode)
         np.testing.assert_allclose(rows[:, 2], 0.3 * scale + bias, rtol=1e-6)
         np.testing.assert_allclose(rows[:, 5], 10 * (0.3 * scale + bias), rtol=1e-6)
 
@@ -82,10 +97,8 @@ def load(script, data, low=-1.0, high=1.0, limit=None, **settings):
     n = len(data["rewards"])
     data = {"observations": np.arange(n, dtype=np.float32)[:, None]} | data
     data = {"actions": np.zeros((n, 1), np.float32)} | data
-    env = SimpleNamespace(observation_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
-    env.env = SimpleNamespace(action_space=gym.spaces.Box(low, high, (1,)))
-    env.spec = SimpleNamespace(max_episode_steps=limit)
-    rows = script.load_episodes(script.Args(gamma=0.9, **settings), data, env)
+    args, env = script.Args(gamma=0.9, **settings), stand_in(low=low, high=high, limit=limit)
+    rows = rows_of_dataset(script, args, data, env)
     return script.Batch(*rows.split(1, 1))
 
 
@@ -114,8 +127,8 @@ def test_without_timeouts_the_limit_of_the_environment_ends_episodes(script):
     assert batch.obs[:, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     assert batch.terminations[:, 0].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
     np.testing.assert_allclose(batch.mc_returns[[2, 4], 0], [2 + 0.9 * 3, 5 + 0.9 * 6])
-    # Where it falls on a terminal it is a limit's step, too. Timeouts that are given rule alone.
-    assert load(script, dict(data), limit=5).obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    # A limit that falls on a terminal takes nothing away. Timeouts that are given rule alone.
+    assert load(script, dict(data), limit=5).obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     whole = load(script, data | dict(timeouts=flags(11)), limit=3)
     assert whole.obs[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
 
@@ -126,13 +139,24 @@ def test_next_observations_are_taken_where_the_data_have_them(script):
     assert load(script, data).next_obs[:, 0].tolist() == [10, 20]
 
 
-@pytest.mark.parametrize("end", ["terminals", "timeouts"])
-def test_an_episode_may_end_with_the_file(script, end):
-    """The last row is left out, as in the authors' code, the rest of its episode is not."""
-    data = dict(rewards=np.float32([1, 1, 2, 2, 2]), terminals=flags(5, 1))
-    data["timeouts"] = flags(5)
+@pytest.mark.parametrize("end, kept", [("terminals", [0, 1, 2, 3, 4]), ("timeouts", [0, 1, 2, 3])])
+def test_an_episode_may_end_with_the_file(script, end, kept):
+    """A terminal needs no next row and stays; of a timeout only the state is used, as ever."""
+    data = dict(rewards=np.float32([1, 1, 2, 2, 2]), terminals=flags(5, 1), timeouts=flags(5))
     data[end] = data[end] | flags(5, 4)
-    assert load(script, data).obs[:, 0].tolist() == [0, 1, 2, 3]
+    batch = load(script, data)
+    assert batch.obs[:, 0].tolist() == kept
+    assert batch.terminations[:, 0].tolist() == [float(data["terminals"][row]) for row in kept]
+    assert batch.next_obs.isfinite().all()
+
+
+def test_a_terminal_at_a_time_limit_stays_a_terminal(script):
+    """gymnasium sets both where the goal is reached with the last step that there is."""
+    data = dict(rewards=np.float32([0, 0, 1, 0, 0]), terminals=flags(5, 2))
+    batch = load(script, data | dict(timeouts=flags(5, 2, 4)), failure_reward=0.0)
+    assert batch.obs[:, 0].tolist() == [0, 1, 2, 3]
+    assert batch.terminations[:, 0].tolist() == [0, 0, 1, 0]
+    np.testing.assert_allclose(batch.mc_returns[:, 0], [0.81, 0.9, 1, 0])
 
 
 def test_an_episode_of_a_single_step(script):

@@ -18,15 +18,20 @@ import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
+from conftest import quick
 from scripts import OWN_FIXTURES, ROOT, load_script
 from toy import save
 
-sys.path.append(str(ROOT))  # where a script lies, and so on its path too
-
-from benchmarks import convert, datasets
+from benchmarks.data import convert, names
+from benchmarks.data.convert import from_adroit, layout
 
 SCRIPT = load_script("cal_ql")
-minari, ogbench = pytest.importorskip("minari"), pytest.importorskip("ogbench")
+INSTALL = "pip install -r requirements-convert.txt"
+# They may be missing; ogbench is where there are no wheels of labmaze, which it needs.
+needs_minari, needs_ogbench = (
+    pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=INSTALL)
+    for name in ("minari", "ogbench")
+)
 # What these print is about other things than the files.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -52,7 +57,7 @@ def refused(tmp_path, capsys):
             convert.main(line.split())
         message = capsys.readouterr().err
         assert stop.value.code == 2
-        assert message.startswith("convert.py: ") and len(message.splitlines()) == 1, message
+        assert message.startswith("convert: ") and len(message.splitlines()) == 1, message
         for text in named:
             assert text in message
         assert {
@@ -67,9 +72,9 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays and attributes; every result has the same types and tells what was changed."""
     with h5py.File(path) as file:
         kinds = {
-            key: (file[key].dtype, file[key].compression) for key in convert.AXES if key in file
+            key: (file[key].dtype, file[key].compression) for key in layout.AXES if key in file
         }
-        attributes = datasets.attributes_of(file)
+        attributes = names.attributes_of(file)
     for key, kind in kinds.items():
         wanted = bool if key in ("terminals", "timeouts") else np.float32
         assert kind == (wanted, "gzip"), key
@@ -131,12 +136,10 @@ class Unsorted(gym.Env):
 gym.register("Unsorted-v0", "test_convert:Unsorted", max_episode_steps=9)
 
 
-def episode(obs, ends: str, rewards=None, actions=None, terminated=""):
+def episode(obs, ends: str, rewards=None, actions=None, terminated="") -> dict:
     """Of Minari: T steps for T + 1 observations; `ends` has 1 for truncations."""
-    from minari.data_collector import EpisodeBuffer
-
     n = len(ends)
-    return EpisodeBuffer(
+    return dict(
         observations=obs,
         actions=np.zeros((n, 1), np.float32) if actions is None else np.array(actions),
         rewards=[0.0] * n if rewards is None else rewards,
@@ -147,8 +150,12 @@ def episode(obs, ends: str, rewards=None, actions=None, terminated=""):
 
 
 def made_by_minari(name: str, episodes, **settings):
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
     settings.setdefault("env", "Pendulum-v1")
-    return minari.create_dataset_from_buffers(name, episodes, **settings)
+    buffers = [EpisodeBuffer(**episode) for episode in episodes]
+    return minari.create_dataset_from_buffers(name, buffers, **settings)
 
 
 def numbered(start: int, n: int) -> np.ndarray:
@@ -164,16 +171,17 @@ PENDULUM = [
 ]
 
 
+@needs_minari
 def test_minari_episodes(capsys):
     """The last step of a task counts, also as the file's last; that of a time limit is left out."""
     made_by_minari("test/flat-v0", [episode(**e) for e in PENDULUM])
     convert.main(["minari", "test/flat-v0"])
     path = "cache/minari-test-flat-v0.hdf5"
     data, attributes = read(path)
-    assert data["observations"][:, 0].tolist() == [10, 11, 12, 20, 21, 22, 30, 31, 40, 41, 41]
-    assert data["next_observations"][:, 0].tolist() == [11, 12, 13, 21, 22, 23, 31, 32, 41, 42, 42]
-    assert data["terminals"].tolist() == bits("00100000010")
-    assert data["timeouts"].tolist() == bits("00000101001")
+    assert data["observations"][:, 0].tolist() == [10, 11, 12, 20, 21, 22, 30, 31, 40, 41]
+    assert data["next_observations"][:, 0].tolist() == [11, 12, 13, 21, 22, 23, 31, 32, 41, 42]
+    assert data["terminals"].tolist() == bits("0010000001")
+    assert data["timeouts"].tolist() == bits("0000010100")
     assert data["rewards"][:6].tolist() == [1, 2, 4, 0.5, 0.5, 0.5]
     assert attributes["env_id"] == "Pendulum-v1"
     assert json.loads(attributes["env_kwargs"]) == {"max_episode_steps": 200}
@@ -186,19 +194,23 @@ def test_minari_episodes(capsys):
     assert found.mc_returns[:5].tolist() == [3, 4, 4, 0.75, 0.5]
     assert found.actions[-2:].tolist() == pytest.approx([0.99999, -0.99999])  # of the box -2 .. 2
     told = capsys.readouterr().out
-    assert "11 transitions, 2 terminals, 3 timeouts" in told and "closes the file" in told
+    assert "10 transitions, 2 terminals, 2 timeouts" in told
     _, *changes, command = (line.strip() for line in told.splitlines())
     assert json.loads(attributes["converted"])["changes"] == changes
     assert command == "python cal_ql.py --dataset minari-test-flat-v0"
 
 
-def test_minari_without_a_closing_row():
+@needs_minari
+def test_another_folder(capsys):
+    """It is made, and the command names the file."""
     made_by_minari("flat-v0", [episode(**PENDULUM[1])])
-    convert.main(["minari", "flat-v0", "--out", "new/folder/x.hdf5"])
-    data, attributes = read("new/folder/x.hdf5")
-    assert len(data["rewards"]) == 3 and "closes" not in attributes["converted"]
+    convert.main(["minari", "flat-v0", "--out", "new folder/x.hdf5"])
+    assert len(read("new folder/x.hdf5")[0]["rewards"]) == 3
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command == "python cal_ql.py --dataset 'new folder/x.hdf5'"
 
 
+@needs_minari
 def test_minari_flags_within_an_episode():
     """Taken as they are; a terminal is no timeout."""
     made_by_minari("x-v0", [episode(numbered(0, 5), "0110", terminated="0010")])
@@ -208,6 +220,7 @@ def test_minari_flags_within_an_episode():
     assert data["timeouts"].tolist() == bits("0101")
 
 
+@needs_minari
 def test_minari_flattens_as_the_environment_does(capsys):
     """Minari's own space has the keys sorted, its file too; FlattenObservation has not."""
     env = gym.make("Unsorted-v0", setting=(1, (2, 3)), render_mode="rgb_array")
@@ -241,6 +254,7 @@ def ant_maze():
     return gym.make("gymnasium_robotics:AntMaze_UMaze-v4", continuing_task=False)
 
 
+@needs_minari
 def test_minari_robotics(ant_maze):
     """As D4RL/antmaze: a dict, an environment of another package, and another for evaluation."""
     rng, spaces = np.random.default_rng(0), ant_maze.observation_space.spaces
@@ -263,24 +277,135 @@ def test_minari_robotics(ant_maze):
     assert len(batch(path, env=env).obs) == 2
 
 
-def test_minari_wrapped_environment(capsys):
-    """Flat observations are what the scripts make anyway; any other wrapper they could not know."""
-    made = gym.make("Pendulum-v1")
-    made_by_minari("flat-v0", [episode(**PENDULUM[0])], env=gym.wrappers.FlattenObservation(made))
+def pendulum(*wrappers: str, **settings) -> gym.Env:
+    """Pendulum, whose own box is [-2, 2], in wrappers of gymnasium's by name, from the inside."""
+    env = gym.make("Pendulum-v1", **settings)
+    for name in wrappers:
+        bounds = (-1, 1) if name == "RescaleAction" else ()
+        env = getattr(gym.wrappers, name)(env, *bounds)
+    return env
+
+
+# What was done by the dataset's actions -1, 0.5 and 1.5: by the wrappers, told by gymnasium itself.
+ACTED = {
+    "nothing": ((), [-1, 0.5, 1.5]),
+    "flat": (("FlattenObservation", "RecordEpisodeStatistics"), [-1, 0.5, 1.5]),
+    "rescaled": (("RescaleAction",), [-2, 1, 3]),
+    "clipped": (("ClipAction",), [-1, 0.5, 1.5]),
+    "clipped, then rescaled": (("RescaleAction", "ClipAction"), [-2, 1, 2]),
+}
+
+
+@needs_minari
+@pytest.mark.parametrize("name", ACTED)
+def test_minari_actions_as_the_environment_saw_them(name, capsys):
+    """The environment is named without its wrappers, and the actions are what came out of them: in
+    the scripts they stand for the same pushes."""
+    wrappers, wanted = ACTED[name]
+    actions = np.array([[-1], [0.5], [1.5]], np.float32)
+    recorded = episode(numbered(0, 4), "001", actions=actions)
+    made_by_minari("x-v0", [recorded], env=pendulum(*wrappers, render_mode="rgb_array"))
+    convert.main(["minari", "x-v0"])
+    data, attributes = read("cache/minari-x-v0.hdf5")
+    np.testing.assert_allclose(data["actions"][:, 0], wanted, rtol=1e-6)
+    assert attributes["env_id"] == "Pendulum-v1"
+    assert json.loads(attributes["env_kwargs"]) == {"max_episode_steps": 200}
+    told = capsys.readouterr().out
+    for wrapper in ("RescaleAction", "ClipAction"):
+        assert (f"actions are what {wrapper} made of them" in told) == (wrapper in wrappers)
+    found = batch("cache/minari-x-v0.hdf5", env=env_of("cache/minari-x-v0.hdf5"))
+    own = np.clip(np.array(wanted[:2]) / 2, -0.99999, 0.99999)  # the last is a time limit's
+    np.testing.assert_allclose(found.actions[:2], own, rtol=1e-6)
+
+
+def played(env: gym.Env, n: int = 30, seed: int = 0) -> dict:
+    """An episode of the environment, by random actions of its own box."""
+    env.action_space.seed(seed)
+    obs, actions, rewards = [env.reset(seed=seed)[0]], [], []
+    for _ in range(n):
+        actions.append(env.action_space.sample())
+        *found, _, _, _ = env.step(actions[-1])
+        obs.append(found[0])
+        rewards.append(float(found[1]))
+    ends = "0" * (n - 1) + "1"
+    return episode(np.array(obs), ends, rewards=rewards, actions=np.array(actions))
+
+
+@needs_minari
+def test_minari_rescaled_through_a_script(run_here, tmp_path, capsys):
+    """Collected with actions in [-1, 1] where the environment has [-2, 2]: the rows are the
+    environment's own transitions, and the printed command trains on them as it stands."""
+    env = pendulum("RescaleAction")
+    made_by_minari("x-v0", [played(env, seed=k) for k in range(3)], env=env)
+    line = "minari x-v0 --out x.hdf5"
+    convert.main(line.split())
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command == "python cal_ql.py --dataset x.hdf5"
+    data, _ = read("x.hdf5")
+    assert np.abs(data["actions"]).max() > 1.5
+    env = gym.make("Pendulum-v1").unwrapped
+    for row in (0, 40):
+        env.reset()
+        x, y, speed = data["observations"][row]
+        env.state = np.arctan2(y, x), speed
+        following, reward, *_ = env.step(data["actions"][row])
+        np.testing.assert_allclose(following, data["next_observations"][row], atol=1e-4)
+        assert reward == pytest.approx(data["rewards"][row], abs=1e-4)
+    few = quick("cal_ql", env_id=None, eval_episodes=1, offline_steps=2, online_steps=1)
+    run_here("cal_ql", *command.split()[2:], *few, "--run-dir", "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@needs_minari
+def test_minari_in_another_box(capsys, refused):
+    """No wrapper is named, but the actions lie in another box than the environment's: they are
+    moved, where both have bounds."""
+    recorded = episode(numbered(0, 4), "001", actions=[[-1.0], [0.5], [1.0]])
+    box = gym.spaces.Box(-1, 1, (1,), np.float32)
+    made_by_minari("x-v0", [recorded], action_space=box)
+    convert.main(["minari", "x-v0"])
+    data, attributes = read("cache/minari-x-v0.hdf5")
+    assert data["actions"][:, 0].tolist() == [-2, 1, 2]
+    assert attributes["env_id"] == "Pendulum-v1"
+    assert "actions are moved from [-1, 1]^1 to [-2, 2]^1" in capsys.readouterr().out
+    made_by_minari("y-v0", [recorded], action_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
+    refused("minari y-v0", "y-v0: its actions lie in [-inf, inf]^1", "in [-2, 2]^1")
+
+
+@needs_minari
+def test_minari_without_an_environment(capsys):
+    """Wrapped in what the scripts could not know, not registered by its module's import, missing
+    here, or named nowhere: then the command says what is to be given."""
     limits = dict(ref_min_score=0.0, ref_max_score=1.0)
-    made_by_minari("rest-v0", [episode(**PENDULUM[0])], env=gym.wrappers.ClipAction(made), **limits)
+    made = pendulum()
     spaces = dict(observation_space=made.observation_space, action_space=made.action_space)
-    made_by_minari("none-v0", [episode(**PENDULUM[0])], env=None, **spaces)
-    for name, said in {
-        "flat": "environment: Pendulum-v1",
-        "rest": "ClipAction",
-        "none": "none",
-    }.items():
+    gym.register("Elsewhere-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv")
+    elsewhere = gym.make("Elsewhere-v0")
+    for name, settings, said in (
+        ("rest", dict(env=pendulum("NormalizeObservation"), **limits), "in NormalizeObservation"),
+        ("none", dict(env=None, **spaces), "the dataset names no environment"),
+        ("gone", dict(env=elsewhere), "does not register Elsewhere-v0"),
+    ):
+        made_by_minari(f"{name}-v0", [episode(**PENDULUM[0])], **settings)
+        if name == "gone":
+            del gym.registry["Elsewhere-v0"]
         convert.main(["minari", f"{name}-v0"])
         attributes = read(f"cache/minari-{name}-v0.hdf5")[1]
-        assert ("env_id" in attributes) == (name == "flat") and "ref_min_score" not in attributes
-        told = capsys.readouterr().out
-        assert said in told and ("give --env-id" in told) == (name != "flat")
+        assert "env_id" not in attributes and "ref_min_score" not in attributes
+        *changes, command, what = capsys.readouterr().out.splitlines()
+        assert said in changes[-1] and "give --env-id" in changes[-1]
+        assert command == f"python cal_ql.py --dataset minari-{name}-v0 --env-id MODULE:ID"
+        assert "observations of 3 and actions of 1 numbers" in what
+        assert ("actions lie in [-2, 2]^1" in " ".join(changes)) == (name == "none")
+
+
+@needs_minari
+def test_minari_wrapped_and_missing(refused, tmp_path):
+    """What the wrappers did cannot be told without the environment."""
+    made_by_minari("x-v0", [episode(**PENDULUM[0])], env=pendulum("RescaleAction"))
+    about = tmp_path / "minari/x-v0/data/metadata.json"
+    about.write_text(about.read_text().replace("PendulumEnv", "NoSuchEnv"))
+    refused("minari x-v0", "Pendulum-v1 cannot be made here", "RescaleAction changed", "install it")
 
 
 BAD_MINARI = {
@@ -300,6 +425,7 @@ BAD_MINARI = {
 }
 
 
+@needs_minari
 @pytest.mark.parametrize("fault", BAD_MINARI)
 def test_bad_minari(refused, fault):
     episodes, named = BAD_MINARI[fault]
@@ -307,6 +433,7 @@ def test_bad_minari(refused, fault):
     refused("minari test/bad-v0", "test/bad-v0", named)
 
 
+@needs_minari
 def test_minari_discrete(refused):
     spaces = dict(
         observation_space=gym.spaces.Box(-9, 9, (3,)), action_space=gym.spaces.Discrete(2)
@@ -315,6 +442,7 @@ def test_minari_discrete(refused):
     refused("minari bad-v0", "bad-v0: its actions are Discrete(2)")
 
 
+@needs_minari
 def test_damaged_minari(refused, tmp_path):
     made_by_minari("bad-v0", [episode(**PENDULUM[0])])
     file = tmp_path / "minari/bad-v0/data/main_data.hdf5"
@@ -324,6 +452,7 @@ def test_damaged_minari(refused, tmp_path):
     refused("minari bad-v0", "bad-v0: ")
 
 
+@needs_minari
 def test_minari_not_there(tmp_path):
     """In a process of its own, since what is offline is decided at the start of one."""
     line = [sys.executable, "-m", "benchmarks.data.convert", "minari", "D4RL/door/human-v2"]
@@ -331,7 +460,7 @@ def test_minari_not_there(tmp_path):
     shown = subprocess.run(line, env=env, capture_output=True, text=True)
     assert shown.returncode == 2 and shown.stdout == "" and "Traceback" not in shown.stderr
     last = shown.stderr.splitlines()[-1]
-    assert last.startswith("convert.py: D4RL/door/human-v2: Offline"), "a download was tried"
+    assert last.startswith("convert: D4RL/door/human-v2: Offline"), "a download was tried"
     assert str(tmp_path / "minari/D4RL/door/human-v2") in last and "connection" in last
     assert not (tmp_path / "cache").exists()
 
@@ -341,7 +470,7 @@ def test_minari_not_there(tmp_path):
 )
 def test_package_missing(refused, monkeypatch, package, line):
     monkeypatch.setitem(sys.modules, package, None)
-    refused(line, package, "pip install -r requirements.txt")
+    refused(line, package, INSTALL)
 
 
 # --- OGBench --------------------------------------------------------------------------------------
@@ -362,18 +491,23 @@ def locomotion(**changed) -> dict[str, np.ndarray]:
     return data | dict(qvel=rng.normal(size=(n, 14))) | changed
 
 
+@needs_ogbench
 def test_ogbench(capsys):
+    """As ogbench itself has it: an episode's last row, at the goal or not, is none of its own."""
+    import ogbench
+
     np.savez(f"{ANT}-v0.npz", **locomotion())
     name = f"{ANT}-singletask-v0"
     convert.main(["ogbench", f"{ANT}-v0.npz", "--name", name])
     path = f"cache/ogbench-{name}.hdf5"
     data, attributes = read(path)
     assert data["observations"][:, 0].tolist() == list(range(13))
-    assert data["terminals"].tolist() == bits("0011000001000")
+    assert data["terminals"].tolist() == bits("0011000000000")
     assert data["timeouts"].tolist() == bits("0000100001001")
-    assert data["rewards"].tolist() == (data["terminals"] - 1.0).tolist()
+    assert np.flatnonzero(data["rewards"] == 0).tolist() == [2, 3, 9]
+    assert set(data["rewards"]) == {-1, 0}
     assert attributes["env_id"] == "ogbench:antmaze-medium-singletask-v0"
-    assert "3 rows at the goal" in capsys.readouterr().out
+    assert "2 rows at the goal" in capsys.readouterr().out
     found = batch(path, env=env_of(path), gamma=0.5)
     assert found.obs[:, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
     assert found.next_obs[:, 0].tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 11, 12]
@@ -389,6 +523,7 @@ def test_ogbench(capsys):
     np.testing.assert_array_equal(found.terminations, 1 - wanted["masks"])
 
 
+@needs_ogbench
 def test_ogbench_cut_off():
     """A last episode without its end has one where the file ends."""
     np.savez("x.npz", **locomotion(terminals=np.array(bits("0000100001000"))))
@@ -396,6 +531,7 @@ def test_ogbench_cut_off():
     assert read("x.hdf5")[0]["timeouts"].tolist() == bits("0000100001001")
 
 
+@needs_ogbench
 def test_ogbench_by_name(tmp_path):
     """In OGBench's own folder; the name says which of the tasks."""
     (tmp_path / ".ogbench/data").mkdir(parents=True)
@@ -412,6 +548,7 @@ def test_ogbench_by_name(tmp_path):
         assert attributes["env_id"] == f"ogbench:cube-single-singletask-task{task}-v0"
 
 
+@needs_ogbench
 def test_bad_ogbench(refused, tmp_path):
     name, path = f"{ANT}-singletask-v0", tmp_path / "x.npz"
     refused(f"ogbench {ANT}-v0", f"{ANT}-v0: ", "different goals", f"give {name}")
@@ -509,10 +646,9 @@ def as_bc(trajectory: dict) -> dict:
 def test_adroit_is_what_the_authors_make():
     """In memory: trajectories without a success dropped, the others cut after the last one."""
     _, given, wanted = hand_trajectories()
-    data = convert.adroit_rows(given)
-    n = len(wanted["rewards"])
-    assert data["timeouts"].tolist() == [False] * n + [True], "a row to be left out closes it"
-    assert data["terminals"].tolist() == [*wanted["dones"].astype(bool), False]
+    data = from_adroit.adroit_rows(given)
+    assert not data["timeouts"].any()
+    assert data["terminals"].tolist() == wanted["dones"].astype(bool).tolist()
     save("pen.hdf5", data)
     check_hand("pen.hdf5")
 
@@ -520,6 +656,7 @@ def test_adroit_is_what_the_authors_make():
 DUMPS = {
     "as numpy does": None,
     "protocol 2": lambda array: pickle.dumps(array, protocol=2),
+    "protocol 5": lambda array: pickle.dumps(array, protocol=5),
     "numpy's old names": lambda array: pickle.dumps(array, 3).replace(
         b"numpy._core", b"numpy.core"
     ),
@@ -544,7 +681,7 @@ def test_adroit_files(small, capsys, how):
 def small(monkeypatch):
     """Hands of as few numbers as in these tests."""
     for task, sizes in dict(pen=(7, 3), door=(2, 1)).items():
-        monkeypatch.setitem(convert.HANDS, task, sizes)
+        monkeypatch.setitem(from_adroit.HANDS, task, sizes)
 
 
 def test_adroit_of_another_hand(refused):
@@ -553,7 +690,7 @@ def test_adroit_of_another_hand(refused):
 
 
 def test_sizes_of_the_hands_are_those_of_their_tasks():
-    for task, sizes in convert.HANDS.items():
+    for task, sizes in from_adroit.HANDS.items():
         env = gym.make(f"benchmarks.envs:{task}-binary-v0")
         assert (*env.observation_space.shape, *env.action_space.shape) == sizes
 
@@ -661,6 +798,115 @@ def test_bad_npy(refused, tmp_path):
     refused("adroit --task pen", "no file")
 
 
+# --- Adroit: demonstrations with dense rewards, whose success is recomputed -----------------------
+
+DOOR_ANGLE = 28  # its place in an observation of the door
+
+
+def door(angles, start=0.0) -> dict:
+    """A demonstration as DAPG has them: T observations for T actions, dense rewards, the state that
+    it began in. Row t has the number start + t, and the door open by angles[t] (rad)."""
+    obs = np.full((len(angles), 39), float(start)) + np.arange(len(angles))[:, None]
+    obs[:, DOOR_ANGLE] = angles
+    rewards = np.linspace(-0.3, 17.2, len(angles))
+    state = dict(qpos=np.zeros(30), qvel=np.zeros(30), door_body_pos=np.zeros(3))
+    data = dict(observations=obs, actions=np.zeros((len(angles), 28)), rewards=rewards)
+    return data | dict(init_state_dict=state)
+
+
+DEMONSTRATIONS = [
+    door([0, 1.3, 1.36, 1.2, 1.4, 1.3, 0], start=100),  # open at rows 2 and 4
+    door([0, 0.5, 1.34], start=200),  # never
+    door([0, 1.35], start=300),  # in the last observation
+    door([1.4, 0], start=400),  # before the first action, which is nobody's doing
+]
+
+
+def check_door(path):
+    """The success of a step shows in the observation behind it; the last row has none."""
+    data, attributes = read(path)
+    assert data["observations"][:, 0].tolist() == [100, 101, 102, 103, 300]
+    assert data["next_observations"][:, 0].tolist() == [101, 102, 103, 104, 301]
+    assert data["rewards"].tolist() == [-1, 0, -1, 0, 0]
+    assert data["terminals"].tolist() == bits("01011") and not data["timeouts"].any()
+    assert attributes["env_id"] == "benchmarks.envs:door-binary-v0"
+    found = batch(path, env=env_of(path), gamma=0.5, failure_reward=-1.0)
+    assert found.obs[:, 0].tolist() == [100, 101, 102, 103, 300], "the last terminal counts, too"
+    assert found.mc_returns.tolist() == [-1, 0, -1, 0, 0]
+
+
+def by_python_2(demonstrations: list[dict]) -> bytes:
+    """Their arrays as Python 2 pickles them, in which bytes are texts."""
+
+    def array(x) -> bytes:
+        sizes = b"".join(b"K" + bytes([n]) for n in x.shape)
+        code = f"{x.dtype.kind}{x.dtype.itemsize}".encode()
+        dtype = b"cnumpy\ndtype\nU\x02" + code + b"K\x00K\x01\x87R"
+        dtype += b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        content = b"T" + x.nbytes.to_bytes(4, "little") + x.tobytes()
+        start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        return start + b"(K\x01(" + sizes + b"t" + dtype + b"\x89" + content + b"tb"
+
+    keys = ("observations", "actions", "rewards")
+    dicts = (
+        b"".join(b"U" + bytes([len(key)]) + key.encode() + array(x[key]) for key in keys)
+        for x in demonstrations
+    )
+    return b"\x80\x02](" + b"".join(b"}(" + content + b"u" for content in dicts) + b"e."
+
+
+PICKLED = {"Python 2": by_python_2}
+PICKLED |= {f"protocol {n}": lambda x, n=n: pickle.dumps(x, protocol=n) for n in (2, 4, 5)}
+
+
+@pytest.mark.parametrize("how", PICKLED)
+def test_dapg(tmp_path, capsys, how):
+    """A plain pickle, no .npy file. It is not taken for the paper's data, but has its settings."""
+    (tmp_path / "door-v0_demos.pickle").write_bytes(PICKLED[how](DEMONSTRATIONS))
+    convert.main("adroit door-v0_demos.pickle --task door".split())
+    check_door("cache/door-binary-v0_demos.hdf5")
+    told = capsys.readouterr().out
+    assert "rewards of door-v0_demos.pickle are success" in told and "2 of 4 traj" in told
+    assert told.endswith("python cal_ql.py --dataset door-binary-v0_demos\n")
+    assert SCRIPT.parse_args(["--dataset", "door-binary-v0_demos"])[1]["row"] == "door-binary"
+
+
+def test_dense_rewards_of_d4rl():
+    """Its door-human-v1 and the like are these demonstrations, the episodes' ends in `timeouts`."""
+    keys = ("observations", "actions", "rewards")
+    data = {key: np.concatenate([x[key] for x in DEMONSTRATIONS]) for key in keys}
+    ends = np.cumsum([len(x["rewards"]) for x in DEMONSTRATIONS]) - 1
+    data["terminals"], data["timeouts"] = np.zeros(len(data["rewards"])), None
+    for last in (True, False):  # whether the file's last row is marked as well
+        rows = ends if last else ends[:-1]
+        data["timeouts"] = np.isin(np.arange(len(data["rewards"])), rows)
+        save("door-human-v1.hdf5", data)
+        convert.main("adroit door-human-v1.hdf5 --task door --overwrite".split())
+        check_door("cache/door-binary-human-v1.hdf5")
+
+
+def test_bad_dapg(refused, tmp_path):
+    def write(*demonstrations):
+        (tmp_path / "x.pickle").write_bytes(pickle.dumps([*demonstrations]))
+
+    write(door([0, 1.4]))
+    for task, sizes in (("pen", "(45, 24)"), ("relocate", "(39, 30)")):
+        refused(f"adroit x.pickle --task {task}", "x.pickle, trajectory 0", f"{task}, {sizes}")
+    write(door([0, 1.4]), door([0, 1.4]) | dict(actions=np.zeros((3, 28))))
+    refused("adroit x.pickle --task door", "x.pickle, trajectory 1", "as many of each")
+    write({"observations": np.zeros((2, 39))})
+    refused("adroit x.pickle --task door", "'actions'")
+    write(door([0, 1.0]))
+    refused("adroit x.pickle --task door", "no trajectory with a success")
+    write(door([0, 1.4]) | dict(env_infos=Trap(str(tmp_path / "made"))))
+    refused("adroit x.pickle --task door", "x.pickle: names io.open, which", "do not trust it")
+    assert not (tmp_path / "made").exists()
+    (tmp_path / "x.pickle").write_bytes(pickle.dumps(DEMONSTRATIONS)[:-100])
+    refused("adroit x.pickle --task door", "x.pickle: ")
+    save("x.hdf5", {"observations": np.zeros((2, 39)), "actions": np.zeros((2, 28))})
+    refused("adroit x.hdf5 --task door", "x.hdf5: holds no terminals")
+
+
 # --- robomimic ------------------------------------------------------------------------------------
 
 PARTS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 5}
@@ -698,16 +944,18 @@ def test_robomimic(robomimic, capsys):
     convert.main(["robomimic", "low_dim.hdf5"])
     path = "cache/robomimic-low_dim.hdf5"
     data, attributes = read(path)
-    assert data["observations"][:, 0].tolist() == [0, 1, 200, 201, 202, 1000, 1001, 1002, 1002]
-    assert data["next_observations"][:-1, 0].tolist() == [1, 2, 201, 202, 203, 1001, 1002, 1002]
+    assert data["observations"][:, 0].tolist() == [0, 1, 200, 201, 202, 1000, 1001, 1002]
+    assert data["next_observations"][:, 0].tolist() == [1, 2, 201, 202, 203, 1001, 1002, 1002]
     ends = np.cumsum([*PARTS.values()])
     np.testing.assert_allclose(data["observations"][0, ends - 1], [0, 0.1, 0.2, 0.3])
-    assert data["terminals"].tolist() == bits("010000010")
-    assert data["timeouts"].tolist() == bits("000010001")
+    assert data["terminals"].tolist() == bits("01000001")
+    assert data["timeouts"].tolist() == bits("00001000")
     assert json.loads(attributes["observation_order"]) == [list(item) for item in PARTS.items()]
     assert "Lift" in attributes["env_args"] and "env_id" not in attributes
     told = capsys.readouterr().out
-    assert "give --env-id" in told and "of 1 demonstrations" in told
+    assert "of 1 demonstrations" in told and "robosuite's; give --env-id" in told
+    assert "--dataset robomimic-low_dim --env-id MODULE:ID\n" in told
+    assert "observations of 14 and actions of 7 numbers" in told
     found = batch(path)
     assert found.obs[:, 0].tolist() == [0, 1, 200, 201, 1000, 1001, 1002]
     assert found.rewards.tolist() == [0, 1, 0, 1, 0, 1, 2]
@@ -727,9 +975,6 @@ def test_bad_robomimic(refused, robomimic, tmp_path):
     refused(f"{line} --obs-keys image", "data/demo_0/obs/image has the shape (2, 2, 2, 3)")
     with h5py.File(tmp_path / "other.hdf5", "w") as other:
         other["dones"] = np.zeros(2)
-    elsewhere = [("elsewhere.bin", 0, 16)]
-    layout = h5py.VirtualLayout((2,), "f8")
-    layout[:] = h5py.VirtualSource("other.hdf5", "dones", (2,))
 
     def shorter(file):
         file["data/demo_0/actions"] = np.zeros((1, 7))
@@ -740,15 +985,6 @@ def test_bad_robomimic(refused, robomimic, tmp_path):
         "type object": lambda file: file.create_dataset("data/demo_0/actions", data=["a", "b"]),
         "type |S1": lambda file: file.create_dataset(
             "data/demo_0/actions", data=np.array([b"a", b"b"])
-        ),
-        "is kept in other files": lambda file: file.create_dataset(
-            "data/demo_0/actions", (2,), "f8", external=elsewhere
-        ),
-        "kept in other files,": lambda file: file.create_virtual_dataset(
-            "data/demo_0/actions", layout
-        ),
-        "holds no data/demo_0/actions,": lambda file: file.__setitem__(
-            "data/demo_0/actions", h5py.ExternalLink("other.hdf5", "dones")
         ),
         "has the type float32": lambda file: file.__setitem__(
             "data/demo_0/actions", h5py.Empty("f4")
@@ -835,7 +1071,7 @@ def test_ends_leads_to_the_task(capsys, name):
     _, attributes = read("cache/antmaze-umaze-v0-ends.hdf5")
     assert attributes["env_id"] == "benchmarks.envs:antmaze-umaze-v2"
     assert "cal_ql.py --dataset antmaze-umaze-v0-ends" in capsys.readouterr().out
-    assert datasets.find("antmaze-umaze-v0-ends")[0].exists()
+    assert names.find("antmaze-umaze-v0-ends")[0].exists()
 
 
 def test_ends_without_old_ones():
@@ -871,6 +1107,96 @@ def test_bad_ends(refused, tmp_path):
     del data["terminals"]
     save("x.hdf5", data)
     refused("ends x.hdf5", "x.hdf5: holds no terminals, but ")
+
+
+# --- Join -----------------------------------------------------------------------------------------
+
+
+def rows_from(start: int, terminals: str, timeouts: str | None = None, **more) -> dict:
+    """Arrays of D4RL's layout whose observations begin with start, start + 1 ..."""
+    n = len(terminals)
+    data = dict(observations=numbered(start, n), actions=np.zeros((n, 1)), rewards=np.arange(n))
+    data["terminals"] = np.array(bits(terminals))
+    return data | ({"timeouts": np.array(bits(timeouts))} if timeouts else {}) | more
+
+
+def test_join(capsys):
+    """At the seams an episode ends: no row is taken for the one before another file's first."""
+    save("a.hdf5", rows_from(10, "0100", "0000"), env_id="Pendulum-v1", ref_max_score=2, origin="a")
+    save("b.hdf5", rows_from(20, "001", "000"), ref_max_score=2, origin="b")
+    save("c.hdf5", rows_from(30, "000", "100"), env_id="Pendulum-v1", ref_max_score=2, origin="b")
+    convert.main("join a.hdf5 b.hdf5 c.hdf5 --out all.hdf5".split())
+    data, attributes = read("all.hdf5")
+    assert data["observations"][:, 0].tolist() == [10, 11, 12, 13, 20, 21, 22, 30, 31, 32]
+    assert data["terminals"].tolist() == bits("0100001000")
+    assert data["timeouts"].tolist() == bits("0001000101")
+    assert "next_observations" not in data
+    assert attributes["env_id"] == "Pendulum-v1" and attributes["ref_max_score"] == 2
+    assert "origin" not in attributes
+    told = capsys.readouterr().out
+    assert "a.hdf5 (4), b.hdf5 (3), c.hdf5 (3)" in told and "attribute origin" in told
+    assert "Pendulum-v1, not named in b.hdf5" in told
+    found = batch("all.hdf5", env=env_of("all.hdf5"))
+    assert found.obs[:, 0].tolist() == [10, 11, 12, 20, 21, 22, 31]
+    assert found.next_obs[[0, 2, 3, 4, 6], 0].tolist() == [11, 13, 21, 22, 32]
+
+
+def test_join_what_not_all_have(capsys):
+    """next_observations are made where they are missing; other arrays are left out."""
+    own = dict(next_observations=numbered(11, 3) + 0.125)
+    infos = {"infos/goal": np.arange(3), "infos/qpos": np.ones((3, 2))}
+    save("a.hdf5", rows_from(10, "001", "000", **own, **infos), env_id="Pendulum-v1")
+    more = {"infos/goal": np.arange(3, 6)}
+    save("b.hdf5", rows_from(20, "000", "010", **more), env_id="Pendulum-v1")
+    convert.main("join a.hdf5 b.hdf5 --out all.hdf5".split())
+    data, _ = read("all.hdf5")
+    found = data["next_observations"][:, 0].tolist()
+    assert found == [11.125, 12.125, 13.125, 21, 22, 22]
+    with h5py.File("all.hdf5") as file:
+        assert file["infos/goal"][()].tolist() == [*range(6)] and "infos/qpos" not in file
+    told = capsys.readouterr().out
+    assert "next_observations of b.hdf5" in told and "not all files have them: infos/qpos" in told
+
+
+@pytest.mark.parametrize("how", ["the environment's", "of its kwargs", "given"])
+def test_join_without_timeouts(how):
+    """A time limit counts from the last terminal, as in the scripts, which would take it for the
+    environment's no longer once there are timeouts."""
+    kwargs = {} if how == "the environment's" else {"max_episode_steps": 4}
+    about = dict(env_id="toy:Toy-v0", env_kwargs=kwargs) if how != "given" else {}
+    n = 10 if how == "the environment's" else 4
+    terminals = "01" + "0" * (n + 2)
+    save("a.hdf5", rows_from(0, terminals), **about)
+    save("b.hdf5", rows_from(100, "001", "000"), **about)
+    line = "join a.hdf5 b.hdf5 --out all.hdf5" + " --limit 4" * (how == "given")
+    convert.main(line.split())
+    data, _ = read("all.hdf5")
+    wanted = "00" + "0" * (n - 1) + "1" + "01" + "000"  # at the limit, and where the file ends
+    assert data["timeouts"].tolist() == bits(wanted)
+    assert data["terminals"].tolist() == bits(terminals + "001")
+
+
+def test_bad_join(refused, tmp_path):
+    save("a.hdf5", rows_from(0, "001", "000"), env_id="a:A-v0")
+    save("b.hdf5", rows_from(0, "001", "000"), env_id="b:B-v0")
+    out = "--out all.hdf5"
+    refused("join a.hdf5 b.hdf5", "give --out")
+    refused(f"join a.hdf5 {out}", "two files or more")
+    refused(f"join a.hdf5 nowhere.hdf5 {out}", "nowhere.hdf5")
+    refused(f"join a.hdf5 b.hdf5 {out}", "different env_id", "a.hdf5: a:A-v0, b.hdf5: b:B-v0")
+    save("b.hdf5", rows_from(0, "001", "000"), env_id="a:A-v0", env_kwargs={"size": 2})
+    save("c.hdf5", rows_from(0, "001", "000"), env_id="a:A-v0", env_kwargs={"size": 3})
+    refused(f"join b.hdf5 c.hdf5 {out}", "different env_kwargs")
+    save("b.hdf5", rows_from(0, "001", "000") | dict(actions=np.zeros((3, 2))), env_id="a:A-v0")
+    refused(f"join a.hdf5 b.hdf5 {out}", "b.hdf5: a row of actions has the shape (2,)", "(1,)")
+    save("b.hdf5", rows_from(0, "000"))
+    save("c.hdf5", rows_from(0, "000", "000"))
+    refused(f"join b.hdf5 c.hdf5 {out}", "b.hdf5: has no timeouts", "--limit")
+    save("b.hdf5", rows_from(0, "000"), env_id="no_such_module:A-v0")
+    refused(f"join b.hdf5 c.hdf5 {out}", "no_such_module:A-v0", "--limit")
+    content = (tmp_path / "a.hdf5").read_bytes()
+    (tmp_path / "a.hdf5").write_bytes(content[: len(content) // 2])
+    refused(f"join a.hdf5 c.hdf5 {out}", "a.hdf5")
 
 
 # --- What all have in common ----------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pytest
 from conftest import quick, read_events
@@ -116,16 +117,43 @@ def test_an_unknown_name_lists_the_closest(cache, name, near):
     assert not cache.exists()
 
 
+def test_the_embedded_dataset(cache):
+    """It lies beside the program, whatever is in D4RL's cache."""
+    path, known = names.find("pointmaze")
+    assert path == ROOT / "benchmarks" / "data" / "pointmaze.hdf5"
+    with h5py.File(path) as file:
+        assert names.attributes_of(file)["env_id"] == known["env_id"]
+    assert not cache.exists()
+
+
 def test_a_name_without_a_task_is_not_downloaded(cache, monkeypatch, hopper):
-    tables = tables_of("")
-    tables["DATASET_URLS"]["pen-human-v1"] = "http://127.0.0.1:9/pen.hdf5"
+    tables, url = tables_of(""), "http://127.0.0.1:9/maze.hdf5"
+    tables["DATASET_URLS"]["maze2d-umaze-v1"] = url
     monkeypatch.setattr(names, "d4rl_tables", lambda: tables)
-    with pytest.raises(OSError, match="pen-human-v1 has no task here.*--env-id") as refusal:
-        names.find("pen-human-v1")
-    assert "http://127.0.0.1:9/pen.hdf5" in str(refusal.value) and not cache.exists()
+    with pytest.raises(OSError, match="maze2d-umaze-v1 has no task here.*--env-id") as refusal:
+        names.find("maze2d-umaze-v1")
+    assert url in str(refusal.value) and not cache.exists()
     cache.mkdir()
-    save(cache / "pen.hdf5", hopper)
-    assert names.find("pen-human-v1") == (cache / "pen.hdf5", {}), "for an --env-id"
+    save(cache / "maze.hdf5", hopper)
+    assert names.find("maze2d-umaze-v1") == (cache / "maze.hdf5", {}), "for an --env-id"
+
+
+def test_dense_rewards_are_not_led_to_the_binary_task(cache, monkeypatch, hopper):
+    """Neither before D4RL's data for the hands are there, nor then; the way to convert them is
+    shown, with the file and the task."""
+    tables, url = tables_of(""), "http://127.0.0.1:9/door_demos.hdf5"
+    tables["DATASET_URLS"]["door-human-v1"] = url
+    monkeypatch.setattr(names, "d4rl_tables", lambda: tables)
+    command = f"python -m benchmarks.data.convert adroit {cache}/door_demos.hdf5 --task door"
+    with pytest.raises(OSError, match="dense") as refusal:
+        names.find("door-human-v1")
+    assert f"put {url} into {cache}" in str(refusal.value) and command in str(refusal.value)
+    assert "--env-id" not in str(refusal.value)
+    cache.mkdir()
+    save(cache / "door_demos.hdf5", hopper)
+    with pytest.raises(OSError, match="dense.*give the file instead of the name") as refusal:
+        names.find("door-human-v1")
+    assert command in str(refusal.value)
 
 
 def test_mazes_with_ends_out_of_step_are_refused(cache, hopper):
@@ -174,7 +202,7 @@ def test_every_name_of_d4rls_has_its_address_and_scores():
     assert (kitchen["ref_min_score"], kitchen["ref_max_score"]) == (0, 4)
     assert names.known("walker2d-expert-v2")["ref_max_score"] == pytest.approx(4592.3)
     # Scores of a task that is not here would be compared with returns of another.
-    assert names.known("pen-cloned-v1") == {} == names.known("pointmaze")
+    assert names.known("pen-cloned-v1") == {}
 
 
 # --- Downloads ------------------------------------------------------------------------------------

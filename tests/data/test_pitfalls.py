@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
-from scripts import ROOT, load_script
+from scripts import ROOT, load_script, rows_of_dataset
 
 N = 12
 BASE = dict(
@@ -30,8 +30,8 @@ def load(path: Path, **settings):
     """The file's transitions, as lists of one number each."""
     script = load_script("cal_ql")
     args = script.Args(dataset=str(path), env_id="toy:Toy-v0", gamma=0.9, **settings)
-    data, attributes = script.read_dataset(args.dataset)
-    rows = script.load_episodes(args, data, script.make_env(args, attributes))
+    data, attributes = script.read_dataset(path)
+    rows = rows_of_dataset(script, args, data, script.make_env(args, attributes))
     batch = script.Batch(*rows.split([2, 1, 1, 2, 1, 1], 1))
     return script.Batch(*(column[:, 0].tolist() for column in batch))
 
@@ -98,6 +98,7 @@ COLUMN = {key: BASE[key][:, None] for key in ("rewards", "terminals", "timeouts"
 SAME = {
     "rewards and flags are columns": COLUMN,
     "rewards are a column": dict(rewards=COLUMN["rewards"]),
+    "actions of one number are no column": dict(actions=BASE["actions"][:, 0]),
     "float64": {
         key: BASE[key].astype(np.float64) for key in ("observations", "actions", "rewards")
     },
@@ -126,11 +127,37 @@ def test_next_observations_across_an_episodes_end(file):
     assert load(file(next_observations=own)).next_obs == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
 
 
-@pytest.mark.parametrize("flag", ["terminals", "timeouts"])
-def test_the_last_transition(file, flag):
-    """It has no next row and is left out, as in the authors' code; its episode is not."""
-    batch = load(file(**{flag: BASE[flag] | at(11)}))
+def test_the_last_transition(file):
+    """A terminal needs no next row; a timeout's step is left out, but not its episode."""
+    batch = load(file(terminals=BASE["terminals"] | at(11)))
+    assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert batch.terminations[-2:] == [0, 1] and batch.rewards[-1] == 11
+    batch = load(file(timeouts=BASE["timeouts"] | at(11)))
     assert batch.obs == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
+
+
+def test_a_terminal_at_the_time_limit(file):
+    """The task ended there, with that reward, whether or not time was up, too."""
+    batch = load(file(terminals=at(2, 6)))
+    assert batch.obs == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.terminations == [0, 0, 1, 0, 0, 0, 1] and batch.rewards[-1] == 6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_end_of_the_task_is_lost(file, seed):
+    """Wherever terminals and timeouts fall, together or apart: each terminal stays, as one, with
+    its own reward as its return. What is left out is timeouts and the tail alone."""
+    rng = np.random.default_rng(seed)
+    terminals, timeouts = (rng.random(N) < share for share in rng.uniform(0.1, 0.9, 2))
+    terminals[0] = True  # else there may be no episode
+    batch = load(file(terminals=terminals, timeouts=timeouts))
+    ends = [row for row, last in zip(batch.obs, batch.terminations) if last]
+    assert ends == np.flatnonzero(terminals).tolist()
+    returns = [found for found, last in zip(batch.mc_returns, batch.terminations) if last]
+    assert returns == [BASE["rewards"][int(row)] for row in ends]
+    cut = timeouts & ~terminals
+    tail = np.arange(N) > np.flatnonzero(terminals | timeouts).max()
+    assert batch.obs == np.flatnonzero(~cut & ~tail).tolist()
 
 
 def test_an_unfinished_tail(file):
@@ -144,10 +171,9 @@ def test_kitchen_without_timeouts(file):
     settings = dict(infinite_horizon=True)
     demonstrations = dict(timeouts=None, terminals=at(3, 7, 11))
     batch = load(file(**demonstrations), **settings)
-    assert batch.obs == [*range(11)] and batch.terminations == [0, 0, 0, 1] * 2 + [0] * 3
-    # The last row, a terminal, is left out: what was before goes on at the reward there, 10.
+    assert batch.obs == [*range(12)] and batch.terminations == [0, 0, 0, 1] * 3
     assert batch.mc_returns[3:4] + batch.mc_returns[7:] == pytest.approx(
-        [3, 7, 8 + 0.9 * (9 + 0.9 * 100), 9 + 0.9 * 100, 10 / 0.1]
+        [3, 7, 8 + 0.9 * (9 + 0.9 * (10 + 0.9 * 11)), 9 + 0.9 * (10 + 0.9 * 11), 10 + 0.9 * 11, 11]
     )
     # The same where the file has timeouts, in place of terminals.
     cut = load(file(timeouts=at(3, 7, 11), terminals=at()), **settings)

@@ -354,6 +354,27 @@ def test_success_ends_an_episode(name):
         assert (reward, terminated, truncated) == wanted and info["success"] == wanted[1]
 
 
+NEAR = {  # places around what counts: distance and cosine, angle, distance
+    "pen": lambda rng: (rng.uniform(0.05, 0.09), rng.uniform(0.92, 1)),
+    "door": lambda rng: (rng.uniform(1.33, 1.37),),
+    "relocate": lambda rng: (rng.uniform(0.08, 0.12),),
+}
+
+
+def test_an_observation_tells_the_success(env, name):
+    """By which demonstrations without rewards are judged: as the step that returned it."""
+    place, rng = CLEAR[name][0], np.random.default_rng(0)
+    env.reset(seed=0)
+    observations, successes = [], []
+    for _ in range(200):
+        place(env, *NEAR[name](rng))
+        obs, *_, info = env.step(env.action_space.sample())
+        observations.append(obs)
+        successes.append(info["success"])
+    assert 20 < sum(successes) < 180, "both are frequent"
+    assert TASKS[name].achieved(np.array(observations)).tolist() == successes
+
+
 def test_the_time_limit_truncates(name):
     env = gym.make(f"benchmarks.envs:{name}-binary-v0")
     env.reset(seed=0)

@@ -14,6 +14,7 @@ from benchmarks import envs
 D4RL = importlib.util.find_spec("d4rl") is not None
 LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 LINE = "pip install --no-deps -r requirements-d4rl.txt"
+CONVERT = "pip install -r requirements-convert.txt"
 
 # Numbers of an observation and of an action, steps until an episode is cut.
 SIZES = {
@@ -93,6 +94,9 @@ OTHERS = [
 @pytest.mark.parametrize("env_id", OTHERS)
 def test_tasks_of_other_packages(env_id):
     """All with the one mujoco that they agree on; their dictionaries are flattened."""
+    package = env_id.split(":")[0]
+    if package == "ogbench" and importlib.util.find_spec(package) is None:
+        pytest.skip(CONVERT)
     env = make(env_id)
     env.reset(seed=0)
     obs, reward, *_ = env.step(env.action_space.sample())
@@ -101,6 +105,7 @@ def test_tasks_of_other_packages(env_id):
 
 def test_ogbench_through_a_script(run_here, tmp_path):
     """Its singletask environments have rewards and ends of their own; the name has no row."""
+    pytest.importorskip("ogbench", reason=CONVERT)
     env_id = "ogbench:pointmaze-medium-singletask-v0"
     data = play(gym.make(env_id, max_episode_steps=20), episodes=3)
     kwargs = {"max_episode_steps": 20}

@@ -2,6 +2,7 @@
 trains on data that look like D4RL's."""
 
 import importlib.util
+import json
 import shlex
 import sys
 
@@ -61,22 +62,26 @@ def imitated(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_trains(run_here, imitated, tmp_path, capsys, command):
+def test_a_command_trains(run_here, imitated, tmp_path, command):
     python, file, *line = shlex.split(command)
     script, name = file.removesuffix(".py"), line[line.index("--dataset") + 1]
     assert python == "python" and script in SCRIPTS and name in envs.NAMES
     module = load_script(script)
-    args, record = module.parse_args(line)
-    assert record["row"] != "own" and not args.env_id, "which follows from the name"
+    args = module.parse_args(line)
+    assert module.row_of(name) != "defaults" and not args.env_id, "which follows from the name"
     assert (args.offline_steps, args.online_steps) >= (20_000, 200_000)
 
     imitated(name)
     few = {key: value for key, value in FEW.items() if hasattr(args, key)}
     run_here(script, *line, *words(**few, run_dir="run"))
-    out = capsys.readouterr().out
-    assert f"row '{record['row']}'" in out and "success" in out
+    record, summary = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("args", "summary")
+    )
+    assert record["row"] == module.row_of(name) and "success" in summary["after"]
     state = read_checkpoint(tmp_path / "run")
-    assert state["done"]["x"] >= 4 and len(state["ring"]) == state["done"]["env_steps"] >= 2
+    done = state["run"]
+    assert done["offline_steps"] == 2 and done["updates"] >= 4
+    assert len(state["buffer"]["online"]) == done["online_steps"] >= 2
     # The networks are as wide as the paper's settings say.
     [width] = {
         w.shape[0] for key, w in state["agent"].items() if key.endswith("actor.net.0.weight")

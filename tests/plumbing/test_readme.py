@@ -50,13 +50,13 @@ def test_tests_in_the_table_of_fidelity_exist():
     named = set(re.findall(r"`(test_\w+)`", text))
     defined = {
         x
-        for path in tests.glob("test_*.py")
+        for path in tests.glob("envs/test_*.py")
         for x in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert len(named) > 50 and named <= defined, named - defined
     for section in re.split("(?m)^## ", text)[2:]:
         [file] = re.findall(r"\| test \(`(\w+\.py)`\)", section)
-        here = set(re.findall(r"def (test_\w+)", (tests / file).read_text()))
+        here = set(re.findall(r"def (test_\w+)", (tests / "envs" / file).read_text()))
         assert set(re.findall(r"`(test_\w+)`", section)) <= here, section[:30]
 
 

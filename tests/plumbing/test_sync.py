@@ -16,6 +16,8 @@ def test_a_change_is_copied_and_nothing_else():
         "class Critic(nn.Module):": True,
         "def check(good": True,
         "import gymnasium as gym": True,
+        "def mlp(*widths": True,
+        "# requires-python": True,
         "Adam's rate for the critics": False,
         "self.critic_target = copy": False,
     }

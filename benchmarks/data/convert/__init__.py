@@ -51,7 +51,8 @@ def command(out: Path, data: dict, attributes: dict) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     kinds = Minari | Ogbench | Adroit | Robomimic | Ends | Join
-    args = tyro.cli(kinds, args=argv, description=__doc__)
+    program = f"python -m {__name__}"
+    args = tyro.cli(kinds, prog=program, args=argv, description=__doc__)
     kind = type(args).__name__.lower()
     try:
         out = args.out or args.target

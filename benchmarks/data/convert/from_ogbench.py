@@ -41,9 +41,10 @@ class Ogbench(Common):
             raw = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
             optional("ogbench.relabel_utils").relabel_dataset(env.spec.id, env, raw)
             data = {key: raw[key] for key in ("observations", "actions", "rewards")}
-            data |= dict(terminals=(1 - raw["masks"]) * raw["valids"], timeouts=1 - raw["valids"])
+            data |= dict(terminals=1 - raw["masks"], timeouts=1 - raw["valids"])
             data = checked(path, data)
         data["timeouts"][-1] = True
+        data["terminals"] &= ~data["timeouts"]
         for key, space in zip(data, (env.observation_space, env.action_space)):
             problem = f"{path}: a row of {key} has the shape {data[key].shape[1:]}, in {task}"
             require(data[key].shape[1:] == space.shape, f"{problem} {space.shape}; give its --name")

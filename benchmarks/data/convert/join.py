@@ -30,7 +30,8 @@ ENVIRONMENT = ("env_id", "env_kwargs")
 class Join(Common):
     """Files of D4RL's layout, one after the other; a file's end is the end of an episode."""
 
-    files: Positional[tuple[Path, ...]]
+    files: Positional[tuple[Path, ...]]  # two or more
+    out: Path | None = None  # file to write; has to be given
     # Steps after which an episode of a file without timeouts is cut; by default the environment's.
     limit: int | None = None
 
