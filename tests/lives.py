@@ -158,7 +158,7 @@ def run_life(script: str, line: list[str], folder: Path, *moments, damaged=(), *
 def check_stopped(script: str, name: str, status: int, output: str, run_dir: Path) -> None:
     """A signal's end: one line says how to go on, and nothing lies about."""
     assert status == 2 and "Traceback" not in output, output
-    check_advice(output.splitlines()[-1], f"{script}.py: {name}; ", run_dir)
+    check_advice(output.splitlines()[-1], f"{script}.py: stopped: {name}; ", run_dir)
 
 
 def check_note(script: str, error: Exception, status: int, output: str, run_dir: Path) -> None:
@@ -170,7 +170,7 @@ def check_note(script: str, error: Exception, status: int, output: str, run_dir:
 
 def check_advice(line: str, beginning: str, run_dir: Path) -> None:
     step = saved_step(run_dir)
-    advice = f"the checkpoint of step {step} is good; go on with --resume run"
+    advice = f"the checkpoint of step {step} is good; continue with --resume run"
     if step is None:
         advice = "no checkpoint yet; --resume run begins again"
     assert line == beginning + advice
@@ -181,7 +181,7 @@ def counters(run_dir: Path) -> dict:
     """Those of the checkpoint from which a run would go on, which is whole whatever happened."""
     for name in ("checkpoint.pt", "checkpoint.previous"):
         if (run_dir / name).exists():
-            return read_checkpoint(run_dir, name)["counters"]
+            return read_checkpoint(run_dir, name)["run"]
     return {"updates": 0, "episodes": 0}
 
 

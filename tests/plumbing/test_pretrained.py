@@ -43,8 +43,8 @@ def test_the_same_seed_gives_the_same_run(finished, finetune, script):
     """All that was learned is there, whatever the optimisers had gathered, too."""
     original, found = finished(script), finetune(script, finished(script))
     one, other = (read_checkpoint(run_dir) for run_dir in (original, found))
-    before = [(step, result) for step, result in one["counters"].pop("evaluations") if step >= 120]
-    assert other["counters"].pop("evaluations") == before
+    before = [(step, result) for step, result in one["run"].pop("evaluations") if step >= 120]
+    assert other["run"].pop("evaluations") == before
     assert same_bits(one, other)
     assert (original / "summary.json").read_bytes() == (found / "summary.json").read_bytes()
     pretrained = [read_checkpoint(run_dir, "pretrained.pt") for run_dir in (original, found)]
@@ -96,7 +96,7 @@ OTHER = [
 def test_other_settings_of_fine_tuning_take_effect(finished, finetune, settings):
     found = read_checkpoint(finetune(ONE, finished(ONE), **settings))
     original = read_checkpoint(finished(ONE))
-    counters = found["counters"]
+    counters = found["run"]
     assert counters["updates"] == 120 + settings.get("utd", 1) * counters["online_steps"]
     changed = [
         name
@@ -189,4 +189,4 @@ def test_what_is_refused(finished, run_here, toy_data, tmp_path, capsys):
     message = refusal(run_here, capsys, ONE, "--pretrained=copy", "--run-dir=new")
     assert "copy/pretrained.pt is damaged" in message
     Path("copy/pretrained.pt").unlink()
-    assert "has not got that far" in refusal(run_here, capsys, ONE, "--pretrained=copy")
+    assert "has not finished pre-training" in refusal(run_here, capsys, ONE, "--pretrained=copy")

@@ -163,7 +163,8 @@ def test_ended_from_outside(toy_file, tmp_path, chance):
             stderr=subprocess.PIPE,
             text=True,
         )
-        process.stdout.readline()  # an evaluation, far from the end
+        while not process.stdout.readline().startswith("offline"):
+            pass  # an evaluation, far from the end
         time.sleep(chance.uniform(0, 0.1))
         process.send_signal(what)
         errors = process.communicate()[1]
@@ -173,7 +174,9 @@ def test_ended_from_outside(toy_file, tmp_path, chance):
             (tmp_path / "run" / "checkpoint.new.tmp").write_bytes(b"half a che")
         else:
             assert process.returncode == 2 and len(errors.splitlines()) == 1, errors
-            assert re.match(rf"{ONE}.py: {what.name}; .* --resume {tmp_path / 'run'}$", errors)
+            assert re.match(
+                rf"{ONE}.py: stopped: {what.name}; .* --resume {tmp_path / 'run'}$", errors
+            )
         line, cwd = ["--resume", str(tmp_path / "run"), "--device=cpu"], tmp_path / "alone"
     check_same_run(alone, run_lives(ONE, [], tmp_path, log_every=100))
     assert (tmp_path / "run" / "args.json").read_bytes() == settings, "a resume changes nothing"
@@ -398,7 +401,7 @@ def test_damage_in_the_middle_of_a_run(undisturbed, toy_file, tmp_path, chance):
     run_life(ONE, line, tmp_path, ("update", 20), tick=100)
     for _ in range(2):
         run_life(ONE, line, tmp_path, ("update", chance.randint(3, 5)), tick=100)
-        before = read_checkpoint(run_dir, previous.name)["counters"]["updates"]
+        before = read_checkpoint(run_dir, previous.name)["run"]["updates"]
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
         for moment in (("rename checkpoint.pt", 1), ("update", 2)):
             damaged = ["checkpoint.pt"] if checkpoint.stat().st_size == 1000 else []
@@ -478,16 +481,16 @@ def test_interrupted(undisturbed, toy_file, tmp_path, script):
     check_same_run(undisturbed(script), run_lives(script, line, tmp_path))
 
 
-def twice() -> None:
-    """A signal that the run has no time to answer, and the same again."""
-    for _ in range(2):
-        os.kill(os.getpid(), TERM)
+def hurry() -> None:
+    """A signal that the run has no time to answer, and another one."""
+    for number in (INT, TERM):
+        os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("place", ["explore", "update"])
 def test_a_second_signal_kills(undisturbed, toy_file, tmp_path, place):
     line = [*quick(ONE, dataset=toy_file), "--run-dir=run"]
-    status, output = finish(start(ONE, line, tmp_path, (place, 7, twice)), tmp_path)
+    status, output = finish(start(ONE, line, tmp_path, (place, 7, hurry)), tmp_path)
     assert status == -TERM, output
     check_same_run(undisturbed(ONE), run_lives(ONE, line, tmp_path))
 

@@ -48,12 +48,14 @@ def default_run(request, tmp_path_factory):
 def test_default_task_says_what_it_does(default_run):
     lines = default_run.stdout.splitlines()
     assert "\r" not in default_run.stdout, "the output is a file here"
-    phases = [line.split()[0] for line in lines]
+    assert [line.split()[0] for line in lines[:4]] == [*3 * ["data:"], f"{default_run.script}.py:"]
+    assert "row 'pointmaze'" in lines[3] and str(default_run.run_dir.name) in lines[3]
+    phases = [line.split()[0] for line in lines[4:]]
     assert phases[:5] == ["offline", "offline", "online", "before", "after"]
-    assert [line.endswith("curves.png") for line in lines[5:]] == [True]
-    for line in lines[:3]:
+    assert [line.endswith("curves.png") for line in lines[9:]] == [True]
+    for line in lines[4:7]:
         assert all(part in line for part in ("/500 ", "steps/s", "success", "return", "Q(s0)"))
-    assert max(map(len, lines[:3])) <= 100, "fits a window"
+    assert max(map(len, lines[4:7])) <= 100, "fits a window"
 
 
 def test_default_task_is_quiet(default_run):
@@ -126,7 +128,7 @@ def test_alone_in_an_empty_folder(tmp_path, script="iql"):
     assert done.status == 0, done.stderr
     run_dir = tmp_path / "runs" / f"{script}-swing-up-s0"
     record = json.loads((run_dir / "args.json").read_text())
-    assert record["row"] == "own" and record["commit"] == ""
+    assert record["row"] == "defaults" and record["commit"] == ""
     scalars = read_events(run_dir)
     for (_, score), (_, total) in zip(scalars["eval/score"], scalars["eval/return"]):
         assert score == pytest.approx((total - low) / (high - low), rel=1e-4)
@@ -227,8 +229,8 @@ def test_dip_and_regret(run_here, script, toy_file, tmp_path, monkeypatch):
     wanted_dip = [0.7 - 0.8, 0.2 - 0.8, 0.2 - 0.8, 0.2 - 0.8]
     wanted_regret = [0.3, (0.3 + 0.8) / 2, (0.3 + 0.8 + 0.5) / 3, (0.3 + 0.8 + 0.5 + 0) / 4]
     module = load_script(script)
-    real = module.judge
-    monkeypatch.setattr(module, "judge", lambda *a: real(*a) | {"score": next(scores)})
+    real = module.summarize
+    monkeypatch.setattr(module, "summarize", lambda *a: real(*a) | {"score": next(scores)})
     line = quick(script, dataset=toy_file, run_dir="run", eval_every_online=15)
     run_here(script, *line)
     scalars = read_events(tmp_path / "run")
@@ -427,7 +429,7 @@ def test_warm_up(run_here, script, toy_file, tmp_path, monkeypatch, warm_up, utd
     assert events.index("begin") == 5 and events.count("begin") == 1
     assert 25 < events[:first_update].count("explore") <= 25 + LIMIT
     alone = read_checkpoint(tmp_path / "alone")
-    assert events.count("update") == 5 + utd * (alone["counters"]["online_steps"] - 25)
+    assert events.count("update") == 5 + utd * (alone["run"]["online_steps"] - 25)
     assert alone["buffer"]["offline_share"] == 0.25
     assert read_events(tmp_path / "alone")["train/return"][0][0] <= 5 + LIMIT
 
@@ -524,7 +526,7 @@ def test_in_a_notebook(toy_file, tmp_path, script="cal_ql"):
         text=True,
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert read_checkpoint(tmp_path / run_dir)["counters"]["online_steps"] >= 30
+    assert read_checkpoint(tmp_path / run_dir)["run"]["online_steps"] >= 30
 
 
 def test_without_git(run_here, toy_file, tmp_path, monkeypatch):
@@ -563,7 +565,7 @@ def test_every_row_and_its_flags(script):
             assert asdict(args) | filled == expected | filled
     for name in ("own.hdf5", "my-pen.hdf5"):
         args = module.parse_args(["--dataset", name])
-        assert module.row_of(name) == "own"
+        assert module.row_of(name) == "defaults"
         assert asdict(args) | filled == asdict(module.Args()) | filled
 
 
