@@ -1339,6 +1339,7 @@ FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps that do not lead to the next
 JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
 LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
 FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
+ENOUGH_EPISODES = 20  # of a dataset, to know where episodes begin
 MOST_ENTRIES = 6  # of a Dict observation; they can be put in 720 orders
 MISFIT, MISFIT_FACTOR = 0.1, 4.0  # wrong is an order beyond 0.1 + 4 times the best one's misfit
 KNOWN_REWARDS = 0.2  # share of the environment's rewards that the dataset has, at least
@@ -1565,7 +1566,8 @@ def better_order(data: DataRange, firsts: np.ndarray, entries: dict[str, int]) -
     Start and goal may be elsewhere in a good dataset: then no order fits, and nothing is said. Some
     numbers are outside in the right order, too, where there are few episodes to compare.
     """
-    if not 1 < len(entries) <= MOST_ENTRIES:
+    few = len(data.first_rewards) < ENOUGH_EPISODES
+    if few or not 1 < len(entries) <= MOST_ENTRIES:
         return []
     ends = np.cumsum(list(entries.values()))
     parts = dict(zip(entries, np.split(firsts, ends[:-1], axis=1)))
