@@ -299,7 +299,7 @@ def starts(n: int, order: list[str], seed: int) -> np.ndarray:
 
 def range_of_starts(obs: np.ndarray):
     low, high = obs.min(axis=0), obs.max(axis=0)
-    return module.DataRange(None, None, low, high, low, high)
+    return module.DataRange(None, np.zeros(len(obs)), low, high, low, high)
 
 
 @pytest.mark.parametrize(
@@ -319,17 +319,25 @@ def test_the_order_of_entries_most_of_which_are_zeros():
     assert module.better_order(data, played, entries) == ["place", "goal", "push", "forces"]
 
 
+@pytest.mark.parametrize("n", [19, 20])
+def test_few_episodes_do_not_tell_where_episodes_begin(n):
+    data = range_of_starts(starts(n, ["push", "place", "goal"], 0))
+    found = module.better_order(data, starts(20, [*ENTRIES], 1), ENTRIES)
+    assert found == (["push", "place", "goal"] if n == 20 else [])
+
+
 def test_no_order_fits():
     """All starts are elsewhere, which says nothing about an order."""
     data, played = range_of_starts(starts(50, [*ENTRIES], 0)), starts(20, [*ENTRIES], 1)
     assert module.better_order(data, played + 1.5, ENTRIES) == []
 
 
-@pytest.mark.parametrize("goal, far", [(0, []), (3, []), (-25, [1])])
-def test_a_goal_that_is_constant_in_the_file(goal, far):
-    """Its own spread is 0; that of the other column, 2, tells what is far."""
+@pytest.mark.parametrize("goals, far", [([0, 3], []), ([-25, -25], [1]), ([-25, 0], [])])
+def test_a_goal_that_is_constant_in_the_file(goals, far):
+    """Its own spread is 0; that of the other column, 2, tells what is far, if all goals are."""
     data = range_of_starts(np.array([[-1, 0], [1, 0]]))
-    assert module.far_columns(data, np.array([[0, goal], [5, goal]])).tolist() == far
+    played = np.stack([[0, 5], goals], axis=1)
+    assert module.far_columns(data, played).tolist() == far
 
 
 # --- Critics --------------------------------------------------------------------------------------
