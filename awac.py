@@ -1614,7 +1614,7 @@ def warn_of_other_rewards(data: DataRange, episodes: list[Episode]) -> None:
     sparse = values is not None or few_rewards(played) is not None
     strange = sparse and np.isin(played, data.rewards).mean() < KNOWN_REWARDS
     too_good = False
-    if values is not None and len(values) > 1 and len(episodes) > 2:
+    if values is not None and len(episodes) > 2:
         begin_best = (data.first_rewards == values[-1]).mean()
         too_good = played.min() >= values[-1] and begin_best < SELDOM
     if strange or too_good:
