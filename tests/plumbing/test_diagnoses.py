@@ -211,6 +211,12 @@ def test_a_reward_for_staying_alive(data, told, first_evaluation):
     assert told(data, played) == SILENT
 
 
+@pytest.mark.parametrize("n_values, n, few", [(2, 20, True), (2, 19, False), (11, 999, False)])
+def test_rewards_are_few_if_each_comes_again_and_again(n_values, n, few):
+    values = module.few_rewards(np.arange(n) % n_values)
+    assert values is None if not few else values.tolist() == [0, 1]
+
+
 def test_zero_has_no_sign():
     """FetchReach gives -0.0 for success."""
     assert module.spell(np.tile(np.float32([-0.0, -1]), 10)) == "-1, 0"
@@ -265,6 +271,11 @@ def test_many_clipped_actions(data, told):
     check_the_line(told(data), "lie outside", "They are clipped", "--env-id")
 
 
+def test_rounding_is_not_outside():
+    actions = np.float32([[-1.0001], [1.0001], [1.001], [0]])
+    assert module.share_outside(actions, BOX) == 1 / 4
+
+
 # --- Observations ---------------------------------------------------------------------------------
 
 
@@ -299,7 +310,7 @@ def starts(n: int, order: list[str], seed: int) -> np.ndarray:
 
 def range_of_starts(obs: np.ndarray):
     low, high = obs.min(axis=0), obs.max(axis=0)
-    return module.DataRange(None, None, low, high, low, high)
+    return module.DataRange(None, np.zeros(len(obs)), low, high, low, high)
 
 
 @pytest.mark.parametrize(
@@ -319,17 +330,32 @@ def test_the_order_of_entries_most_of_which_are_zeros():
     assert module.better_order(data, played, entries) == ["place", "goal", "push", "forces"]
 
 
+@pytest.mark.parametrize("n", [19, 20])
+def test_few_episodes_do_not_tell_where_episodes_begin(n):
+    data = range_of_starts(starts(n, ["push", "place", "goal"], 0))
+    found = module.better_order(data, starts(20, [*ENTRIES], 1), ENTRIES)
+    assert found == (["push", "place", "goal"] if n == 20 else [])
+
+
 def test_no_order_fits():
     """All starts are elsewhere, which says nothing about an order."""
     data, played = range_of_starts(starts(50, [*ENTRIES], 0)), starts(20, [*ENTRIES], 1)
     assert module.better_order(data, played + 1.5, ENTRIES) == []
 
 
-@pytest.mark.parametrize("goal, far", [(0, []), (3, []), (-25, [1])])
-def test_a_goal_that_is_constant_in_the_file(goal, far):
-    """Its own spread is 0; that of the other column, 2, tells what is far."""
+def test_starts_a_little_outside():
+    """A quarter of the range is left as room, and zeros are not counted."""
+    data = range_of_starts(np.array([[-1, 3], [1, 5]]))
+    played = np.array([[1.4, 2.6], [1.6, 5.6], [1, 0]])
+    assert module.share_outside_starts(data, played) == 2 / 5
+
+
+@pytest.mark.parametrize("goals, far", [([0, 3], []), ([-25, -25], [1]), ([-25, 0], [])])
+def test_a_goal_that_is_constant_in_the_file(goals, far):
+    """Its own spread is 0; that of the other column, 2, tells what is far, if all goals are."""
     data = range_of_starts(np.array([[-1, 0], [1, 0]]))
-    assert module.far_columns(data, np.array([[0, goal], [5, goal]])).tolist() == far
+    played = np.stack([[0, 5], goals], axis=1)
+    assert module.far_columns(data, played).tolist() == far
 
 
 # --- Critics --------------------------------------------------------------------------------------
