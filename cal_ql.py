@@ -1535,6 +1535,7 @@ FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps not leading to the next row;
 JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
 LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
 FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
+ENOUGH_EPISODES = 20  # of a dataset, to know where episodes begin
 MOST_ENTRIES = 6  # of a Dict observation; they can be put in 720 orders
 MISFIT, MISFIT_FACTOR = 0.1, 4.0  # an order is wrong above 0.1 + 4 * the best order's misfit
 KNOWN_REWARDS = 0.2  # share of the environment's rewards that the dataset has, at least
@@ -1761,7 +1762,8 @@ def better_order(data: DataSummary, firsts: np.ndarray, entries: dict[str, int])
     Start and goal may be elsewhere in a good dataset: then no order fits, and nothing is said. Even
     in the right order some numbers fall outside, where there are few episodes to compare.
     """
-    if not 1 < len(entries) <= MOST_ENTRIES:
+    few = len(data.first_rewards) < ENOUGH_EPISODES
+    if few or not 1 < len(entries) <= MOST_ENTRIES:
         return []
     ends = np.cumsum(list(entries.values()))
     parts = dict(zip(entries, np.split(firsts, ends[:-1], axis=1)))
@@ -1808,7 +1810,7 @@ def warn_of_other_rewards(data: DataSummary, episodes: list[Episode]) -> None:
     sparse = values is not None or few_rewards(played) is not None
     strange = sparse and np.isin(played, data.rewards).mean() < KNOWN_REWARDS
     too_good = False
-    if values is not None and len(values) > 1 and len(episodes) > 2:
+    if values is not None and len(episodes) > 2:
         begin_best = (data.first_rewards == values[-1]).mean()
         too_good = played.min() >= values[-1] and begin_best < SELDOM
     if strange or too_good:

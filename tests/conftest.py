@@ -77,12 +77,12 @@ def quick(script: str, **settings) -> list[str]:
     return words(**{name: value for name, value in QUICK.items() if name in known} | settings)
 
 
-def run_script(path: Path, *line: str, cwd: Path, timeout: float = 120):
+def run_script(path: Path, *line: str, cwd: Path, timeout: float = 120, **environment: str):
     """`python path *line` in the folder cwd, the toy task within reach: status, stdout, stderr."""
     done = subprocess.run(
         [sys.executable, str(path), *line],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)} | environment,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -113,8 +113,8 @@ def read_events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: [(e.step, e.value) for e in log.Scalars(key)] for key in log.Tags()["scalars"]}
 
 
-def read_checkpoint(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+def read_checkpoint(run_dir: Path, name="checkpoint.pt") -> dict:
+    return torch.load(run_dir / name, map_location="cpu", weights_only=True)
 
 
 def same_bits(a, b) -> bool:

@@ -70,7 +70,7 @@ def told(capsys, dict_env, first_evaluation):
 
     def ask(data, played=first_evaluation, box=BOX, **settings) -> tuple[list[str], bool]:
         episodes, refused = module.find_episodes(data), False
-        task = SimpleNamespace(env=dict_env, range=module.range_of(data, episodes))
+        task = SimpleNamespace(env=dict_env, summary=module.summarize_data(data, episodes))
         try:
             module.diagnose_dataset(module.Args(**settings), data, episodes, box)
             module.compare_with_data(task, played)
@@ -189,7 +189,7 @@ def test_rewards_of_two_kinds(of_file, of_environment, data, told, first_evaluat
     if of_file == of_environment:
         assert answer == SILENT
     else:
-        check_the_line(answer, "another kind of reward", "convert the file's", "--env-id")
+        check_the_line(answer, "do not match", "convert the file's", "--env-id")
 
 
 def test_rewards_of_two_kinds_next_to_runs_of_terminals(data, told, first_evaluation):
@@ -201,7 +201,7 @@ def test_rewards_of_two_kinds_next_to_runs_of_terminals(data, told, first_evalua
 def test_a_single_episode_may_begin_at_the_goal(data, told, first_evaluation):
     """0 in each of its steps is then no sign of other rewards."""
     assert told(data, no_rewards(first_evaluation[:1])) == SILENT
-    check_the_line(told(data, no_rewards(first_evaluation)), "another kind of reward")
+    check_the_line(told(data, no_rewards(first_evaluation)), "do not match")
 
 
 def test_a_reward_for_staying_alive(data, told, first_evaluation):
@@ -209,6 +209,12 @@ def test_a_reward_for_staying_alive(data, told, first_evaluation):
     data["rewards"] = 1 + np.float32(data["actions"][:, 0] > 0.5)
     played = [each._replace(rewards=np.array([1.0] * 9 + [0.0])) for each in first_evaluation]
     assert told(data, played) == SILENT
+
+
+@pytest.mark.parametrize("n_values, n, few", [(2, 20, True), (2, 19, False), (11, 999, False)])
+def test_rewards_are_few_if_each_comes_again_and_again(n_values, n, few):
+    values = module.few_rewards(np.arange(n) % n_values)
+    assert values is None if not few else values.tolist() == [0, 1]
 
 
 def test_zero_has_no_sign():
@@ -265,6 +271,11 @@ def test_many_clipped_actions(data, told):
     check_the_line(told(data), "lie outside", "They are clipped", "--env-id")
 
 
+def test_rounding_is_not_outside():
+    actions = np.float32([[-1.0001], [1.0001], [1.001], [0]])
+    assert module.share_outside(actions, BOX) == 1 / 4
+
+
 # --- Observations ---------------------------------------------------------------------------------
 
 
@@ -297,9 +308,9 @@ def starts(n: int, order: list[str], seed: int) -> np.ndarray:
     return np.concatenate([entries[key] for key in order], axis=1)
 
 
-def range_of_starts(obs: np.ndarray):
+def summary_of_starts(obs: np.ndarray):
     low, high = obs.min(axis=0), obs.max(axis=0)
-    return module.DataRange(None, None, low, high, low, high)
+    return module.DataSummary(None, np.zeros(len(obs)), low, high, low, high)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +318,7 @@ def range_of_starts(obs: np.ndarray):
 )
 @pytest.mark.parametrize("n_played", [2, 20])
 def test_the_order_of_three_entries(order, n_played):
-    data, played = range_of_starts(starts(50, order, 0)), starts(n_played, [*ENTRIES], 1)
+    data, played = summary_of_starts(starts(50, order, 0)), starts(n_played, [*ENTRIES], 1)
     assert module.better_order(data, played, ENTRIES) == (order if order != [*ENTRIES] else [])
 
 
@@ -315,21 +326,36 @@ def test_the_order_of_entries_most_of_which_are_zeros():
     """As contact forces are, in an ant's observation of 105 numbers."""
     entries, zeros = ENTRIES | {"forces": 70}, np.zeros((20, 70))
     played = np.hstack([starts(20, [*ENTRIES], 1), zeros])
-    data = range_of_starts(np.hstack([starts(20, ["place", "goal", "push"], 0), zeros]))
+    data = summary_of_starts(np.hstack([starts(20, ["place", "goal", "push"], 0), zeros]))
     assert module.better_order(data, played, entries) == ["place", "goal", "push", "forces"]
+
+
+@pytest.mark.parametrize("n", [19, 20])
+def test_few_episodes_do_not_tell_where_episodes_begin(n):
+    data = summary_of_starts(starts(n, ["push", "place", "goal"], 0))
+    found = module.better_order(data, starts(20, [*ENTRIES], 1), ENTRIES)
+    assert found == (["push", "place", "goal"] if n == 20 else [])
 
 
 def test_no_order_fits():
     """All starts are elsewhere, which says nothing about an order."""
-    data, played = range_of_starts(starts(50, [*ENTRIES], 0)), starts(20, [*ENTRIES], 1)
+    data, played = summary_of_starts(starts(50, [*ENTRIES], 0)), starts(20, [*ENTRIES], 1)
     assert module.better_order(data, played + 1.5, ENTRIES) == []
 
 
-@pytest.mark.parametrize("goal, far", [(0, []), (3, []), (-25, [1])])
-def test_a_goal_that_is_constant_in_the_file(goal, far):
-    """Its own spread is 0; that of the other column, 2, tells what is far."""
-    data = range_of_starts(np.array([[-1, 0], [1, 0]]))
-    assert module.far_columns(data, np.array([[0, goal], [5, goal]])).tolist() == far
+def test_starts_a_little_outside():
+    """A quarter of the range is left as room, and zeros are not counted."""
+    data = summary_of_starts(np.array([[-1, 3], [1, 5]]))
+    played = np.array([[1.4, 2.6], [1.6, 5.6], [1, 0]])
+    assert module.share_outside_starts(data, played) == 2 / 5
+
+
+@pytest.mark.parametrize("goals, far", [([0, 3], []), ([-25, -25], [1]), ([-25, 0], [])])
+def test_a_goal_that_is_constant_in_the_file(goals, far):
+    """Its own spread is 0; that of the other column, 2, tells what is far, if all goals are."""
+    data = summary_of_starts(np.array([[-1, 0], [1, 0]]))
+    played = np.stack([[0, 5], goals], axis=1)
+    assert module.far_columns(data, played).tolist() == far
 
 
 # --- Critics --------------------------------------------------------------------------------------
