@@ -63,7 +63,7 @@ def stand_in(obs_dim=1, low=-1.0, high=1.0, action_dim=1, limit=None) -> SimpleN
 def rows_of_dataset(script: ModuleType, args, data: dict, env) -> torch.Tensor:
     """A file's arrays as rows of a batch's columns, in the way of a script's load_task."""
     data = dict(data)  # some are put right in their place
-    script.check_dataset(args, data, env)
+    script.check_and_tidy(args, data, env)
     return script.load_rows(args, data, script.find_episodes(data), script.action_box(env))
 
 
