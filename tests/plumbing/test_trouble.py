@@ -231,10 +231,16 @@ def sicken(monkeypatch):
     return sicken
 
 
-@pytest.mark.parametrize("number", [33, 50])  # before a row of the log, or an evaluation
-@pytest.mark.parametrize("sickness", SICK)
+@pytest.mark.parametrize(
+    "sickness, script, number",  # of the update: before a row of the log, or an evaluation
+    [
+        (sickness, SCRIPTS[(i + j) % len(SCRIPTS)], number)
+        for i, sickness in enumerate(SICK)
+        for j, number in enumerate([33, 50, 33])
+    ],
+)
 def test_divergence(
-    run_here, toy_file, tmp_path, monkeypatch, sicken, capsys, sickness, number, script
+    run_here, toy_file, tmp_path, monkeypatch, sicken, capsys, sickness, script, number
 ):
     """The message tells what, at which step, and which checkpoint is good: that one is finite."""
     monkeypatch.setattr(load_script(script), "LOG_EVERY", 10)
@@ -244,9 +250,9 @@ def test_divergence(
         run_here(script, *quick(script, dataset=toy_file, **SHORT))
     *warnings, message = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and all("explodes" in line for line in warnings)
-    step, updates = 60, read_checkpoint(tmp_path / "run")["run"]["updates"]
+    updates = read_checkpoint(tmp_path / "run")["run"]["updates"]
     assert "is NaN or inf at step" in message
-    step = int(message.partition("at step ")[2].partition(";")[0])
+    step = int(re.search(r"at step (\d+)", message)[1])
     assert number <= step <= number + 10
     check_advice(message, message.partition("the checkpoint")[0], tmp_path / "run")
     assert updates < number or sickness == "Q beyond float32" and updates <= step
@@ -325,7 +331,6 @@ BROKEN = {
     "no hash of the dataset": lambda record: record.pop("dataset_sha256") and None,
     "no script": lambda record: record.pop("script") and None,
     "another script": lambda record: record.update(script="iql.py"),
-    "other networks": lambda record: record["settings"].update(actor_hidden=[9]),
     "a list": lambda record: json.dumps([record]),
     "a number": lambda record: "3.5",
     "half of it": lambda record: json.dumps(record)[:1000],
