@@ -307,10 +307,10 @@ class Agent(nn.Module):
             "calibration/rate": (q_policy < mc_returns).float().mean(),
         }
 
-        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Each a' is divided by the
-        # density mu that it was drawn from: the sum then estimates the integral of exp Q over all
-        # actions, times their number 3n. Random actions have no bound: pi should do at least as
-        # well as the data, so less than G is wrong for pi's actions, but may be right for others.
+        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Dividing exp Q by the density
+        # mu that a' was drawn from makes the sum an estimate of the integral of exp Q over all
+        # actions, times the 3n of them. Random actions have no bound: pi should do at least as well
+        # as the data, so less than G is wrong for pi's actions, but may be right for others.
         if self.args.importance_sampling:
             log_uniform = -self.action_dim * math.log(2)  # log density on [-1, 1]^act
             exponents = [q_random - log_uniform, q_policy - policy_log_prob.flatten(1)]
