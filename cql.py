@@ -307,8 +307,8 @@ class Agent(nn.Module):
             "calibration/rate": (q_policy < mc_returns).float().mean(),
         }
 
-        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Dividing exp Q by the density
-        # mu that a' was drawn from makes the sum an estimate of the integral of exp Q over all
+        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. With exp Q divided by the
+        # density mu that a' was drawn from, the sum estimates the integral of exp Q over all
         # actions, times the 3n of them. Random actions have no bound: pi should do at least as well
         # as the data, so less than G is wrong for pi's actions, but may be right for others.
         if self.args.importance_sampling:

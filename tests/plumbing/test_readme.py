@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import read_events
 from scripts import ROOT, SCRIPTS, load_script, text_of
+from settings_table import PAGE, READING_ORDER, settings_of, settings_table
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/**/*.md"))]
@@ -62,6 +63,15 @@ def test_every_logged_key_is_explained(folder):
     for name in SCRIPTS:  # and what is logged by other scripts, or with other settings
         keys |= set(re.findall(r'"((?:loss|q|pi|calibration|train)/\w+)"', text_of(name)))
     assert not {key for key in keys if f"`{key}`" not in EXPLAINED}
+
+
+def test_every_setting_is_explained():
+    """`python tests/settings_table.py` prints the table."""
+    assert sorted(READING_ORDER) == SCRIPTS
+    for script in SCRIPTS:
+        settings = [name for name, _, _ in settings_of(script)]
+        assert settings == [field.name for field in fields(load_script(script).Args)]
+    assert settings_table() in PAGE.read_text()
 
 
 # --- Commands -------------------------------------------------------------------------------------
