@@ -1409,10 +1409,13 @@ def load_task(args: Args) -> Task:
     return Task(env, rows, attributes, hash_of(path), description, summary)
 
 
-def make_agent_and_buffer(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
+def choose_device(args: Args) -> str:
     cuda = torch.cuda.is_available()
     check(cuda or args.device != "cuda", "--device cuda: there is no CUDA here; leave it out")
-    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    return "cuda" if cuda and args.device != "cpu" else "cpu"
+
+
+def make_agent_and_buffer(args: Args, task: Task, device: str) -> tuple[Agent, ReplayBuffer]:
     obs_dim, action_dim = task.env.observation_space.shape[0], task.env.action_space.shape[0]
     seed_everything(args)
     agent = Agent(args, obs_dim, action_dim, device)
@@ -1426,17 +1429,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     has_wandb = importlib.util.find_spec("wandb") is not None
     check(has_wandb or not args.track, "--track: needs Weights & Biases; pip install wandb")
+    device, origin = choose_device(args), args.resume or args.pretrained
+    origin = origin or f"row {row_of(args.dataset)!r}"
+    print(f"{SCRIPT}: settings of {origin}, on {device}, in {args.run_dir}", flush=True)
     torch.set_num_threads(args.threads)
     task = load_task(args)
     check_hash(args, task.sha256)
-    agent, buffer = make_agent_and_buffer(args, task)
+    agent, buffer = make_agent_and_buffer(args, task, device)
     with lock_folder(args):
         if args.track:
             start_tracking(args)  # before the log is opened
         run = Run(agent, buffer, task)
         save_record(args, task)
-        origin = args.resume or args.pretrained or f"row {row_of(args.dataset)!r}"
-        print(f"{SCRIPT}: settings of {origin}, {agent.device}, {args.run_dir}", flush=True)
         try:
             with run.stop:
                 run.evaluate_if_due()  # of what it begins with; or where it was stopped in one

@@ -311,10 +311,10 @@ class Agent(nn.Module):
         # Cal-QL's line: no Q of the policy is pushed down below the return that the data obtained.
         q_policy = torch.maximum(q_policy, mc_returns)
 
-        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Each a' is divided by the
-        # density mu that it was drawn from: the sum then estimates the integral of exp Q over all
-        # actions, times their number 3n. Random actions have no bound: pi should do at least as
-        # well as the data, so less than G is wrong for pi's actions, but may be right for others.
+        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. With exp Q divided by the
+        # density mu that a' was drawn from, the sum estimates the integral of exp Q over all
+        # actions, times the 3n of them. Random actions have no bound: pi should do at least as well
+        # as the data, so less than G is wrong for pi's actions, but may be right for others.
         if self.args.importance_sampling:
             log_uniform = -self.action_dim * math.log(2)  # log density on [-1, 1]^act
             exponents = [q_random - log_uniform, q_policy - policy_log_prob.flatten(1)]
@@ -1478,10 +1478,13 @@ def load_task(args: Args) -> Task:
     return Task(env, rows, attributes, hash_of(path), description, summary)
 
 
-def make_agent_and_buffer(args: Args, task: Task) -> tuple[Agent, ReplayBuffer]:
+def choose_device(args: Args) -> str:
     cuda = torch.cuda.is_available()
     check(cuda or args.device != "cuda", "--device cuda: there is no CUDA here; leave it out")
-    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    return "cuda" if cuda and args.device != "cpu" else "cpu"
+
+
+def make_agent_and_buffer(args: Args, task: Task, device: str) -> tuple[Agent, ReplayBuffer]:
     obs_dim, action_dim = task.env.observation_space.shape[0], task.env.action_space.shape[0]
     seed_everything(args)
     agent = Agent(args, obs_dim, action_dim, device)
@@ -1495,17 +1498,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     has_wandb = importlib.util.find_spec("wandb") is not None
     check(has_wandb or not args.track, "--track: needs Weights & Biases; pip install wandb")
+    device, origin = choose_device(args), args.resume or args.pretrained
+    origin = origin or f"row {row_of(args.dataset)!r}"
+    print(f"{SCRIPT}: settings of {origin}, on {device}, in {args.run_dir}", flush=True)
     torch.set_num_threads(args.threads)
     task = load_task(args)
     check_hash(args, task.sha256)
-    agent, buffer = make_agent_and_buffer(args, task)
+    agent, buffer = make_agent_and_buffer(args, task, device)
     with lock_folder(args):
         if args.track:
             start_tracking(args)  # before the log is opened
         run = Run(agent, buffer, task)
         save_record(args, task)
-        origin = args.resume or args.pretrained or f"row {row_of(args.dataset)!r}"
-        print(f"{SCRIPT}: settings of {origin}, {agent.device}, {args.run_dir}", flush=True)
         try:
             with run.stop:
                 run.evaluate_if_due()  # of what it begins with; or where it was stopped in one

@@ -26,10 +26,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 # A run of a fraction of a second in which everything happens: evaluations between and at the ends
 # of both phases, several rows of training metrics, several online episodes.
 QUICK = dict(
-    env_id="toy:Toy-v0", offline_steps=120, online_steps=60, eval_every_offline=50,
-    eval_every_online=20, eval_episodes=2, batch_size=8, actor_hidden=(8,), critic_hidden=(8,),
-    value_hidden=(8,), n_actions=2, threads=1, device="cpu",
-)  # fmt: skip
+    env_id="toy:Toy-v0",
+    offline_steps=120,
+    online_steps=60,
+    eval_every_offline=50,
+    eval_every_online=20,
+    eval_episodes=2,
+    batch_size=8,
+    actor_hidden=(8,),
+    critic_hidden=(8,),
+    value_hidden=(8,),
+    n_actions=2,
+    threads=1,
+    device="cpu",
+)
 
 
 def pytest_addoption(parser):

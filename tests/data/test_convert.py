@@ -606,9 +606,13 @@ def check_hand(path):
     names = ("gamma", "reward_scale", "reward_bias")
     found = batch(path, failure_reward=-1.0, **{name: meta[name] for name in names})
     for key, column in dict(
-        observations=found.obs, actions=found.actions, rewards=found.rewards,
-        next_observations=found.next_obs, dones=found.terminations, mc_returns=found.mc_returns,
-    ).items():  # fmt: skip
+        observations=found.obs,
+        actions=found.actions,
+        rewards=found.rewards,
+        next_observations=found.next_obs,
+        dones=found.terminations,
+        mc_returns=found.mc_returns,
+    ).items():
         np.testing.assert_allclose(column, wanted[key], rtol=1e-6, atol=1e-7, err_msg=key)
 
 

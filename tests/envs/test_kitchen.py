@@ -36,10 +36,12 @@ JOINTS += ["left_hinge_cabinet", "right_hinge_cabinet", "microwave"]
 NOISE = [0.01] * 9 + [5e-4] * 2 + [5e-5] * 6 + [5e-4] * 3 + [0.01] * 3 + [5e-4] * 3 + [0.01] * 3
 NOISE = np.array([*NOISE, 5e-4])
 # Of the positions that are asked for.
-BOUNDS = np.array([
-    [-2.9, -1.8, -2.9, -3.1, -2.9, 0.0, -2.9, 0.0, 0.0],
-    [2.9, 1.8, 2.9, 0.0, 2.9, 3.8, 2.9, 0.04, 0.04],
-])  # fmt: skip
+BOUNDS = np.array(
+    [
+        [-2.9, -1.8, -2.9, -3.1, -2.9, 0.0, -2.9, 0.0, 0.0],
+        [2.9, 1.8, 2.9, 0.0, 2.9, 3.8, 2.9, 0.04, 0.04],
+    ]
+)
 DONE = {  # for each thing, where it counts as done
     "microwave": {22: -0.75},
     "kettle": dict(zip(range(23, 30), (-0.23, 0.75, 1.62, 0.99, 0.0, 0.0, -0.06))),

@@ -520,7 +520,7 @@ def test_pretrained_with_other_settings(refused, old_run, extra):
 
 def test_pretrained_that_has_not_got_that_far(refused, old_run):
     (old_run / "pretrained.pt").unlink()
-    refused(["--pretrained", "run"], "--pretrained run: is not done with it")
+    refused(["--pretrained", "run"], "--pretrained run: has not finished")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")

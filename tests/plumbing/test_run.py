@@ -48,8 +48,8 @@ def default_run(request, tmp_path_factory):
 def test_default_task_says_what_it_does(default_run):
     lines = default_run.stdout.splitlines()
     assert "\r" not in default_run.stdout, "the output is a file here"
-    assert [line.split()[0] for line in lines[:4]] == [*3 * ["data:"], f"{default_run.script}.py:"]
-    assert "row 'pointmaze'" in lines[3] and str(default_run.run_dir.name) in lines[3]
+    assert [line.split()[0] for line in lines[:4]] == [f"{default_run.script}.py:", *3 * ["data:"]]
+    assert "row 'pointmaze'" in lines[0] and str(default_run.run_dir.name) in lines[0]
     phases = [line.split()[0] for line in lines[4:]]
     assert phases[:5] == ["offline", "offline", "online", "before", "after"]
     assert ["curves.png" in line for line in lines[9:]] == [True]

@@ -78,8 +78,10 @@ class Ends(Common):
         if "env_id" in attributes or task in envs.NAMES:
             attributes.setdefault("env_id", f"{envs.__name__}:{task}")
             told = f"environment: {attributes['env_id']}"
-        return data, attributes, [
-            f"timeouts are where {how}, and at the end: {counts}, {(old & timeouts).sum()} kept",
+        kept = (old & timeouts).sum()
+        changes = [
+            f"timeouts are where {how}, and at the end: {counts}, {kept} kept",
             "a row that is a terminal is no timeout; terminals are as they were",
             told,
-        ]  # fmt: skip
+        ]
+        return data, attributes, changes

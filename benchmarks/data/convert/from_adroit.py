@@ -136,9 +136,13 @@ class Adroit(Common):
         problem = f"{names}: observations and actions of {sizes} numbers are not those of --task"
         require(sizes == HANDS[self.task], f"{problem} {self.task}, {HANDS[self.task]}")
         env_id = f"benchmarks.envs:{self.task}{BINARY}"
-        return data, dict(env_id=env_id, env_kwargs="{}"), [
-            *changes,
-            f"{len(kept)} of {n} trajectories have a success, and are cut after the last one",
-            "terminals are the rows with a success",
-            f"environment: {env_id}",
-        ]  # fmt: skip
+        return (
+            data,
+            dict(env_id=env_id, env_kwargs="{}"),
+            [
+                *changes,
+                f"{len(kept)} of {n} trajectories have a success, and are cut after the last one",
+                "terminals are the rows with a success",
+                f"environment: {env_id}",
+            ],
+        )

@@ -49,8 +49,10 @@ class Ogbench(Common):
             problem = f"{path}: a row of {key} has the shape {data[key].shape[1:]}, in {task}"
             require(data[key].shape[1:] == space.shape, f"{problem} {space.shape}; give its --name")
         attributes = dict(env_id=f"ogbench:{env.spec.id}", env_kwargs="{}")
-        return data, attributes, [
-            f"rewards of {task} by ogbench, which finds {data['terminals'].sum()} rows at the goal",
+        n_goals = data["terminals"].sum()
+        changes = [
+            f"rewards of {task} by ogbench, which finds {n_goals} rows at the goal",
             "terminals are these rows; the ends of episodes, which they were, are timeouts",
             f"environment: {attributes['env_id']}",
-        ]  # fmt: skip
+        ]
+        return data, attributes, changes
