@@ -1586,14 +1586,14 @@ def diagnose_dataset(
     args: Args, data: dict[str, np.ndarray], episodes: list[slice], box: gym.spaces.Box
 ) -> None:
     """All that can be seen in the file alone."""
-    check_row_order(data, episodes)
-    check_clipped_actions(data["actions"], box)
+    check_row_order(args, data, episodes)
+    check_clipped_actions(args, data["actions"], box)
     warn_of_equal_rewards(args, data, episodes)
     if not args.normalize_observations:
         warn_of_observation_scale(data["observations"])
 
 
-def check_row_order(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+def check_row_order(args: Args, data: dict[str, np.ndarray], episodes: list[slice]) -> None:
     """Returns are sums over the rows that follow, so rows must be in order of time. Whether they
     are can be seen where the file has next_observations."""
     if "next_observations" not in data:
@@ -1601,7 +1601,8 @@ def check_row_order(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
     jumps = share_of_jumps(data, episodes)
     seen = f"in {jumps:.2%} of the steps next_observations is not the next row's observation"
     remedy = "write whole episodes one after the other, neither shuffled nor interleaved"
-    check(jumps <= MOST_JUMPS, f"the rows are not in order of time: {seen}; {remedy}")
+    problem = f"--dataset {args.dataset}: the rows are not in order of time: {seen}; {remedy}"
+    check(jumps <= MOST_JUMPS, problem)
     if jumps > FEW_JUMPS:
         warn(f"{seen}, so some returns are wrong: mark the ends of all episodes, and {remedy}")
 
@@ -1619,7 +1620,7 @@ def share_of_jumps(data: dict[str, np.ndarray], episodes: list[slice]) -> float:
     return n_jumps / max(n_steps, 1)
 
 
-def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
+def check_clipped_actions(args: Args, actions: np.ndarray, box: gym.spaces.Box) -> None:
     """Where many actions are clipped, the file probably has them on another scale, and the clipped
     ones are not what was done."""
     outside = share_outside(actions, box)
@@ -1629,7 +1630,7 @@ def check_clipped_actions(actions: np.ndarray, box: gym.spaces.Box) -> None:
     seen += f" ({box.low.min():g} to {box.high.max():g}; the file's: {actions.min():.4g} to"
     seen += f" {actions.max():.4g})"
     remedy = "rescale the file's actions to that box, or name their environment with --env-id"
-    check(outside <= MOST_CLIPPED, f"{seen}; {remedy}")
+    check(outside <= MOST_CLIPPED, f"--dataset {args.dataset}: {seen}; {remedy}")
     warn(f"{seen}. They are clipped, which is right if they were when played; if not, {remedy}")
 
 
