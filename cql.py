@@ -16,8 +16,8 @@ that are not in the data:
            with a' ~ mu: uniform, pi(.|s) and pi(.|s'), all of them judged at s
   L(pi)  = E [alpha log pi(a|s) - min_i Q_i(s, a)]                            a ~ pi(.|s)
 
-CQL alone pushes the Q of pi's actions far below any true return. As they rise again in fine-tuning,
-whatever rises first replaces the good policy. Calibrated means that the push ends at G.
+CQL alone pushes the Q-values of pi's actions far below any true return. As they rise again in
+fine-tuning, whatever rises first replaces the good policy. Calibrated means: the push ends at G.
 
 CQL:    Kumar et al. 2020, arXiv:2006.04779v3.  Cal-QL: Nakamoto et al. 2023, arXiv:2303.05479v4.
 The authors' code settles what the papers leave open: github.com/nakamotoo/Cal-QL, ac6eafe.
@@ -82,12 +82,12 @@ class Args:
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; with no other an episode fails forever, see G
+    failure_reward: float | None = None  # unscaled; an episode of it alone fails forever, see G
     infinite_horizon: bool = False  # G repeats the last reward forever after a cut
     normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 256  # transitions per gradient step
-    offline_share: float = 0.5  # dataset's share of online batches; -1: one FIFO buffer of both
-    buffer_size: int = 1_000_000  # transitions that the online, or common, buffer keeps
+    offline_share: float = 0.5  # dataset's share of online batches; -1: one ring of both
+    buffer_size: int = 1_000_000  # transitions that the ring keeps; with -1 at least the dataset
     utd: int = 1  # gradient steps per environment step
     tau: float = 0.005  # rate at which target critics follow the critics, per gradient step
 
@@ -99,8 +99,8 @@ class Args:
     n_actions: int = 10  # actions sampled from each of uniform, pi(.|s) and pi(.|s')
     importance_sampling: bool = True  # subtract log mu; off: Q(s, a) joins the sum instead
     max_target_backup: bool = True  # y takes the best of n_actions; off: a single action
-    target_entropy: float = -1.0  # entropy at which alpha holds pi, per action dimension
-    lagrange_gap: float | None = None  # the [...] in L(Q_i) is kept here by a learned factor on w
+    target_entropy: float = -1.0  # entropy that alpha holds pi at, per action dimension
+    lagrange_gap: float | None = None  # holds the [...] of L(Q_i) here, by a factor on w
 
     def __post_init__(self):
         at_least(self, 1, "eval_every_offline", "eval_every_online", "eval_episodes", "threads")
@@ -229,10 +229,10 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
 class Agent(nn.Module):
     """Networks, losses and update.
 
-    Beside what every nn.Module has, the part that all scripts share uses args, device, optimizers
+    Besides what every nn.Module has, the part that all scripts share uses args, device, optimizers
     (all are saved), draw, update, act, begin_finetuning, obs_mean, obs_std and, to evaluate, critic
-    and normalize. For twenty critic steps in one update take a batch twenty times as large, and
-    split batch and noise in update. A counter is saved if it is registered by register_buffer.
+    and normalize. For twenty critic steps per environment step take --utd 20, and let update train
+    pi at every twentieth call; a counter of calls is saved if register_buffer holds it.
     """
 
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
@@ -298,7 +298,7 @@ class Agent(nn.Module):
         candidates = [batch.actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
         q = self.critic(batch.obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
         q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
-        # Before any bound: how far Q of pi's actions lies from G, and which share of it is below.
+        # Before any bound: how far Q of pi's actions lies from G, and which share of them is below.
         metrics = {
             "q/data": q_data.mean(),
             "q/random": q_random.mean(),
@@ -307,10 +307,12 @@ class Agent(nn.Module):
             "calibration/rate": (q_policy < mc_returns).float().mean(),
         }
 
-        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. With exp Q divided by the
-        # density mu that a' was drawn from, the sum estimates the integral of exp Q over all
-        # actions, times the 3n of them. Random actions have no bound: pi should do at least as well
-        # as the data, so less than G is wrong for pi's actions, but may be right for others.
+        # gap = E [log sum_a' exp(Q_i(s, a') - log mu(a')) - Q_i(s, a)]. Each exp Q is divided by
+        # the density mu that its action was drawn from, so that each term estimates the integral of
+        # exp Q over all actions, and the sum is 3n times that. Without the division the sum is a
+        # soft maximum over the samples, with the data's action among them: gap is then above 0.
+        # Random actions have no bound: pi should do at least as well as the data, so less than G is
+        # wrong for pi's actions, but may be right for others.
         if self.args.importance_sampling:
             log_uniform = -self.action_dim * math.log(2)  # log density on [-1, 1]^act
             exponents = [q_random - log_uniform, q_policy - policy_log_prob.flatten(1)]
@@ -350,6 +352,9 @@ class Agent(nn.Module):
         losses, metrics = self.critic_losses(batch, noise)
         actor_losses, actor_metrics = self.actor_losses(batch, noise)
         losses |= actor_losses
+        # One pass backward, yet each loss reaches its own parameters only: in the critics' losses
+        # pi and Q' are without gradient, in pi's the critics are frozen and alpha is detached, in
+        # alpha's log pi is.
         self.optimizers["adam"].zero_grad()
         sum(loss.sum() for loss in losses.values()).backward()
         self.optimizers["adam"].step()
@@ -360,7 +365,7 @@ class Agent(nn.Module):
 
     def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
         """The random numbers of one update; a test can pass others. (log: whether its metrics will
-        be logged, which in some other scripts takes more.)"""
+        be logged; some other scripts then draw more.)"""
         options = dict(generator=generator, device=self.device)
         n, size = self.args.n_actions, self.action_dim
         n_target = n if self.args.max_target_backup else 1
@@ -484,14 +489,14 @@ class ReplayBuffer:
 
     def add(self, rows: Tensor) -> None:
         self.n_added += len(rows)
-        rows = rows[-len(self.ring) :].to(
-            self.ring.device
-        )  # the newest, if there are more than slots
+        # If there are more rows than slots, only the newest.
+        rows = rows[-len(self.ring) :].to(self.ring.device)
         slots = torch.arange(self.n_added - len(rows), self.n_added, device=self.ring.device)
         self.ring[slots % len(self.ring)] = rows
 
     def sample(self, generator: torch.Generator) -> Batch:
-        """offline_share of a batch is from the dataset; the whole batch while the ring is empty."""
+        """In pre-training the whole batch is from the dataset; afterwards offline_share of it, its
+        first rows, and the rest from the ring. With -1 all of it is from the ring."""
         online = self.ring[: self.n_added]
         share = max(self.offline_share, 0) if len(online) else 1
         n_offline = round(share * self.batch_size)
@@ -567,11 +572,11 @@ def gradient_step(agent: Agent, buffer: ReplayBuffer, run: Run) -> dict[str, Ten
 # ==== Plumbing ====================================================================================
 
 SCRIPT = Path(__file__).name if "__file__" in globals() else "notebook"
-LOG_EVERY = 100  # steps between two rows of training metrics
+LOG_EVERY = 100  # steps of a run between two rows of training metrics
 SAVE_EVERY = 60  # seconds between two checkpoints; every evaluation makes one, too
 LONGEST_EPISODE = 100_000  # steps; longer ones are taken to be endless
 SUCCESS_KEYS = ["success", "is_success", "goal_achieved"]  # in the environment's info
-# What --resume accepts beside the run's own settings.
+# What --resume accepts besides the run's own settings.
 RESUME_MAY_CHANGE = ["resume", "dataset", "device", "offline_steps", "online_steps"]
 # With other values of these, pre-trained networks would not fit or would mean something else.
 PRETRAINING_FIXES = ["offline_steps", "gamma", "reward_scale", "reward_bias", "failure_reward"]
@@ -773,7 +778,8 @@ def episode_at(data: dict[str, np.ndarray], span: slice, box: gym.spaces.Box) ->
 
 def next_observations(data: dict[str, np.ndarray], span: slice) -> np.ndarray:
     """The file's own, else the next row's observation. After a terminal that is a wrong one
-    (another episode's, or in the last row its own), but y does not look beyond a terminal."""
+    (another episode's, or in the last row its own): y does not look beyond a terminal, and a
+    penalty takes no more than some guesses at actions from there."""
     if "next_observations" in data:
         return data["next_observations"][span]
     following = np.arange(span.start + 1, span.stop + 1)
@@ -800,9 +806,8 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     check(len(parts) < 3 and all(parts), f"{where}: {form}")
     try:
         kwargs = json.loads(attributes.get("env_kwargs", "{}"))
-        check(
-            isinstance(kwargs, dict), f"{where}: the dataset's env_kwargs are {kwargs}, not a dict"
-        )
+        good = isinstance(kwargs, dict)
+        check(good, f"{where}: the dataset's env_kwargs are {kwargs}, not a dict")
         env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError) as error:
         fail(f"{where}: {error}; {form}")
@@ -897,7 +902,8 @@ def play_episode(
 
 def refuse_nan(call: str, obs: np.ndarray, reward: float = 0.0) -> None:
     if not np.isfinite(obs).all() or not math.isfinite(reward):
-        raise UnusableStep(f"the environment's {call} returned observation {obs}, reward {reward}")
+        problem = f"{call} returned observation {obs}, reward {reward}"
+        raise UnusableStep(f"the environment's {problem}; mend the environment")
 
 
 def highest_success(before: float | None, info: dict) -> float | None:
@@ -961,7 +967,7 @@ def parse_args(argv: list[str]) -> Args:
     """The command line, over the settings of the dataset's row, over the defaults."""
     words = [word for word in argv if word not in ("-h", "--help")]
     refuse_several_files(words)
-    # Only to find which defaults apply; --help is to show them, so it is for the second time.
+    # The first time only to find out which defaults apply; --help must show those.
     given = tyro.cli(Args, prog=SCRIPT, args=words)
     if given.resume is not None:
         return args_of_resumed_run(argv, given.resume)
@@ -1022,7 +1028,7 @@ def read_record(folder: str, flag: str) -> tuple[dict, Args]:
 
 def args_of_resumed_run(argv: list[str], folder: str) -> Args:
     """The run's own settings, except those that may change: it may go on for longer, on another
-    device, with a dataset that was moved."""
+    device, with a dataset that was moved. All else would make it another experiment."""
     _, saved = read_record(folder, "--resume")
     args = tyro.cli(Args, prog=SCRIPT, args=argv, default=saved)
     changed = [name for name in vars(args) if differ(args, saved, name)]
@@ -1110,24 +1116,24 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def read_state(path: Path, device: str) -> dict:
+def read_state(path: Path) -> dict:
     """Raises: whatever a damaged file makes zipfile or torch raise. No code in a file is run."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()  # torch does not look at checksums
-        # Where this is not 0, torch may take a file for a folder, and what it holds for nothing.
+        # A flipped bit here makes torch skip what is in the file; no checksum covers it.
         marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
     if damaged or marked:
         raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was saved")
-    return torch.load(path, device, weights_only=True)
+    return torch.load(path, "cpu", weights_only=True)  # on a GPU it would be there twice
 
 
-def read_checkpoint(folder: Path, device: str) -> dict | None:
+def read_checkpoint(folder: Path) -> dict | None:
     """The newest checkpoint that is not damaged; None where there is none yet."""
     newest, previous = folder / "checkpoint.pt", folder / "checkpoint.previous"
     existing = [path for path in (newest, previous) if path.exists()]
     for path in existing:
         try:
-            state = read_state(path, device)
+            state = read_state(path)
         except Exception as error:
             warn(f"{path} is damaged, or cannot be read: {error}")
         else:
@@ -1230,8 +1236,12 @@ class Run:
         return generator.manual_seed(seed_for(self.args, purpose, index))
 
     def report(self, metrics: dict) -> None:
-        """Called between two passes of a loop, when nothing is half done: this is where a run logs,
-        saves, evaluates and stops."""
+        """Called between two passes of a loop, when nothing is half done.
+
+        On the axis of step, metrics are logged every LOG_EVERY steps and the return once an
+        episode. There is a checkpoint once a minute, and an evaluation with a checkpoint every
+        eval_every_... steps. Then a signal is obeyed.
+        """
         self.log(metrics)
         if self.online_steps > 0 and self.updates_due <= 0:  # trained on the last episode
             self.log({"train/return": self.train_return})
@@ -1352,8 +1362,8 @@ class Run:
         }
 
     def save(self) -> None:
-        """The checkpoint before is kept, in case the new one gets damaged; or if the run is killed
-        between the two renamings."""
+        """The previous checkpoint is kept: it serves if the new one is damaged, or if the run is
+        killed between the two renamings."""
         self.check_weights()
         self.writer.flush()  # the log on the disk is never behind the checkpoint
         state, newest = self.state(), self.folder / "checkpoint.pt"
@@ -1378,7 +1388,7 @@ class Run:
 
     def load(self) -> None:
         """Goes on from the folder's checkpoint; a new run may begin at another's pre-training."""
-        state = read_checkpoint(self.folder, self.agent.device)
+        state = read_checkpoint(self.folder)
         if state is not None:
             self.load_agent(state)
             self.buffer.load_state_dict(state["buffer"])
@@ -1390,7 +1400,7 @@ class Run:
         elif self.args.pretrained is not None:
             path = Path(self.args.pretrained) / "pretrained.pt"
             try:
-                state = read_state(path, self.agent.device)
+                state = read_state(path)
             except Exception as error:
                 fail(f"--pretrained: {path} is damaged: {error}")
             self.load_agent(state)
@@ -1490,7 +1500,11 @@ def make_agent_and_buffer(args: Args, task: Task, device: str) -> tuple[Agent, R
 
 
 def main(argv: list[str] | None = None) -> None:
-    """A run, from the command line or in Python with the same arguments: main(["--seed", "1"])."""
+    """A run, from the command line or in Python with the same arguments: main(["--seed", "1"]).
+
+    Wrong input, a signal, a run that diverges and an environment that cannot be learned from end it
+    with one line and status 2; any other error keeps its traceback, with a note on how to go on.
+    """
     args = parse_args(sys.argv[1:] if argv is None else argv)
     has_wandb = importlib.util.find_spec("wandb") is not None
     check(has_wandb or not args.track, "--track: needs Weights & Biases; pip install wandb")
@@ -1506,21 +1520,26 @@ def main(argv: list[str] | None = None) -> None:
             start_tracking(args)  # before the log is opened
         run = Run(agent, buffer, task)
         save_record(args, task)
-        try:
-            with run.stop:
-                run.evaluate_if_due()  # of what it begins with; or where it was stopped in one
-                pretrain(agent, buffer, run)
-                run.keep_pretrained()
-                finetune(agent, buffer, task.env, run)
-                run.finish()
-        except (Stopped, UnusableStep) as reason:
-            run.save_progress()
-            fail(f"stopped: {reason}; {run.how_to_go_on()}")
-        except Exception as error:
-            error.add_note(f"{SCRIPT}: {run.how_to_go_on()}")
-            raise
-        finally:
-            run.close()
+        with run.stop:
+            train(agent, buffer, task.env, run)
+
+
+def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:
+    """Both phases, and what is said and saved if they end early."""
+    try:
+        run.evaluate_if_due()  # of what it begins with; or where it was stopped in one
+        pretrain(agent, buffer, run)
+        run.keep_pretrained()
+        finetune(agent, buffer, env, run)
+        run.finish()
+    except (Stopped, UnusableStep) as reason:
+        run.save_progress()
+        fail(f"stopped: {reason}; {run.how_to_go_on()}")
+    except Exception as error:
+        error.add_note(f"{SCRIPT}: {run.how_to_go_on()}")
+        raise
+    finally:
+        run.close()
 
 
 # ---- Diagnoses: what a run was given -------------------------------------------------------------
@@ -1543,7 +1562,7 @@ SELDOM = 0.05  # share of the dataset's episodes that begin with its highest rew
 
 
 class DataSummary(NamedTuple):
-    """What of a dataset is compared with the environment when that is first played."""
+    """What of a dataset is compared with the environment at the first evaluation."""
 
     rewards: np.ndarray  # (N,)
     first_rewards: np.ndarray  # of each episode
@@ -1569,7 +1588,7 @@ def thin_out(array: np.ndarray) -> np.ndarray:
 
 
 def few_rewards(rewards: np.ndarray) -> np.ndarray | None:
-    """The distinct rewards, sorted, if they are few and come again and again; else None."""
+    """The distinct rewards, sorted, if they are few and recur; else None."""
     values = np.unique(rewards) + 0.0  # makes 0 of -0
     return values if len(values) <= min(FEW_REWARDS, len(rewards) / 10) else None
 
