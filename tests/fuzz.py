@@ -289,7 +289,7 @@ class Checkpoint(Kind):
             previous.write_bytes(content)
 
     def load(self, sample: Sample) -> dict:
-        return load_script(sample.script).read_checkpoint(self.path.parent, "cpu")
+        return load_script(sample.script).read_checkpoint(self.path.parent)
 
     def expected(self, sample: Sample) -> dict[str, object]:
         self.write([sample.content, sample.previous])

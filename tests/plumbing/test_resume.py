@@ -384,7 +384,7 @@ def test_damage_is_noticed_or_harmless(killed, capsys, chance, long):
     for name, content in damages(newest, chance, long):
         newest.write_bytes(content)
         previous.write_bytes(whole[1])
-        found, errors = read(killed, "cpu"), capsys.readouterr().err
+        found, errors = read(killed), capsys.readouterr().err
         noticed[name] = "checkpoint.pt is damaged" in errors
         assert same_bits(found, states[noticed[name]]), name
         assert len(errors.splitlines()) == noticed[name], (name, errors)
