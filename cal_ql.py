@@ -1482,7 +1482,6 @@ def load_task(args: Args) -> Task:
     check(len(episodes) > 0, f"--dataset {args.dataset}: {problem}")
     box = action_box(env)
     description = describe_dataset(data, episodes, box)
-    print_description(description)
     diagnose_dataset(args, data, episodes, box)
     rows, summary = load_rows(args, data, episodes, box), summarize_data(data, episodes)
     return Task(env, rows, attributes, hash_of(path), description, summary)
@@ -1512,12 +1511,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     has_wandb = importlib.util.find_spec("wandb") is not None
     check(has_wandb or not args.track, "--track: needs Weights & Biases; pip install wandb")
-    device, origin = choose_device(args), args.resume or args.pretrained
-    origin = origin or f"row {row_of(args.dataset)!r}"
-    print(f"{SCRIPT}: settings of {origin}, on {device}, in {args.run_dir}", flush=True)
+    device = choose_device(args)
     torch.set_num_threads(args.threads)
     task = load_task(args)
     check_hash(args, task.sha256)
+    origin = args.resume or args.pretrained or f"row {row_of(args.dataset)!r}"
+    print(f"{SCRIPT}: settings of {origin}, on {device}, in {args.run_dir}")
+    print_description(task.description)
     agent, buffer = make_agent_and_buffer(args, task, device)
     with lock_folder(args):
         if args.track:

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import quick
-from scripts import OWN_FIXTURES, ROOT, load_script
+from scripts import OWN_FIXTURES, ROOT, load_script, rows_of_dataset
 from toy import save
 
 from benchmarks.data import convert, names
@@ -91,10 +91,10 @@ def batch(path, low=-1.0, high=1.0, env=None, **settings):
         box = gym.spaces.Box(low, high, data["actions"].shape[1:])
         observations = SimpleNamespace(shape=data["observations"].shape[1:])
         env = SimpleNamespace(observation_space=observations, env=SimpleNamespace(action_space=box))
-        env.spec = SimpleNamespace(max_episode_steps=None)
+        env.spec = SimpleNamespace(id="none", max_episode_steps=None)
     args = SCRIPT.Args(dataset=str(path), **settings)
     obs, act = data["observations"].shape[1], data["actions"].shape[1]
-    rows = SCRIPT.load_episodes(args, data, env)
+    rows = rows_of_dataset(SCRIPT, args, data, env)
     columns = SCRIPT.Batch(*rows.split([obs, act, 1, obs, 1, 1], 1))
     return SCRIPT.Batch(*(x.numpy() if x.shape[1] > 1 else x[:, 0].numpy() for x in columns))
 
@@ -872,7 +872,7 @@ def test_dapg(tmp_path, capsys, how):
     told = capsys.readouterr().out
     assert "rewards of door-v0_demos.pickle are success" in told and "2 of 4 traj" in told
     assert told.endswith("python cal_ql.py --dataset door-binary-v0_demos\n")
-    assert SCRIPT.parse_args(["--dataset", "door-binary-v0_demos"])[1]["row"] == "door-binary"
+    assert SCRIPT.row_of("door-binary-v0_demos") == "door-binary"
 
 
 def test_dense_rewards_of_d4rl():

@@ -298,7 +298,7 @@ def scores(run_dir) -> tuple[float, float]:
 @needs_d4rl
 def test_a_name_has_its_task_and_its_scores(run_here, line, tmp_path, capsys):
     run_here("cal_ql", *line)
-    assert "row 'own'" in capsys.readouterr().out
+    assert "row 'defaults'" in capsys.readouterr().out
     score, total = scores(tmp_path / "runs" / f"cal_ql-{NAME}-s0")
     assert score == pytest.approx((total + 20.272305) / (3234.3 + 20.272305), rel=1e-4)
     run_here("cal_ql", "--resume", str(tmp_path / "runs" / f"cal_ql-{NAME}-s0"))
@@ -372,10 +372,13 @@ def memory(key):  # MB; getrusage would tell the peak of the process that starte
 args = cal_ql.Args(dataset=sys.argv[1], failure_reward=0.0, offline_share=float(sys.argv[2]))
 env = types.SimpleNamespace(observation_space=gym.spaces.Box(-1, 1, (29,)))
 env.env = types.SimpleNamespace(action_space=gym.spaces.Box(-1, 1, (8,)))
-env.spec = types.SimpleNamespace(max_episode_steps=1000)
+env.spec = types.SimpleNamespace(id="none", max_episode_steps=1000)
+env.unwrapped = env
+cal_ql.make_env = lambda args, attributes: env
 before, began = memory("VmRSS"), time.monotonic()
-data, _ = cal_ql.read_dataset(args.dataset)
-buffer = cal_ql.ReplayBuffer(args, cal_ql.load_episodes(args, data, env), 29, 8, "cpu")
+task = cal_ql.load_task(args)
+buffer = cal_ql.ReplayBuffer(args, task.rows, 29, 8, "cpu")
+del task
 print(time.monotonic() - began, memory("VmRSS") - before, memory("VmHWM") - before)
 """
 

@@ -252,7 +252,7 @@ def test_a_few_jumps_among_many_rows(n_jumps, n_lines, capsys):
     obs = np.arange(n + 1.0)[:, None]
     data = {"observations": obs[:-1], "next_observations": obs[1:].copy()}
     data["next_observations"][5_000 : 5_000 + n_jumps] = -1e4
-    module.check_row_order(data, [slice(0, 12_000), slice(12_001, n)])
+    module.check_row_order(module.Args(), data, [slice(0, 12_000), slice(12_001, n)])
     assert len(capsys.readouterr().err.splitlines()) == n_lines
 
 
@@ -467,7 +467,7 @@ def test_a_run_refuses_interleaved_rows(data, run_here, tmp_path, capsys):
         run_here(SCRIPT, *quick(SCRIPT, dataset=path, run_dir="run"))
     assert end.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{SCRIPT}.py: the rows are not in order of time")
+    assert line.startswith(f"{SCRIPT}.py: --dataset {path}: the rows are not in order")
     assert not (tmp_path / "run").exists()
 
 
