@@ -82,7 +82,7 @@ class Args:
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; an episode of it alone fails forever, see G
+    failure_reward: float | None = None  # unscaled; with no other an episode fails forever, see G
     infinite_horizon: bool = False  # G repeats the last reward forever after a cut
     normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 256  # transitions per gradient step
@@ -311,8 +311,6 @@ class Agent(nn.Module):
         # the density mu that its action was drawn from, so that each term estimates the integral of
         # exp Q over all actions, and the sum is 3n times that. Without the division the sum is a
         # soft maximum over the samples, with the data's action among them: gap is then above 0.
-        # Random actions have no bound: pi should do at least as well as the data, so less than G is
-        # wrong for pi's actions, but may be right for others.
         if self.args.importance_sampling:
             log_uniform = -self.action_dim * math.log(2)  # log density on [-1, 1]^act
             exponents = [q_random - log_uniform, q_policy - policy_log_prob.flatten(1)]
@@ -383,10 +381,11 @@ class Agent(nn.Module):
         return (obs - self.obs_mean) / self.obs_std
 
     @torch.no_grad()
-    def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def act(self, obs: Tensor | np.ndarray, generator: torch.Generator | None = None) -> Tensor:
         """(..., obs) as the environment gives them -> (..., act) in [-1, 1]: samples with a
         generator, else the mean."""
-        mean, log_std = self.actor(self.normalize(obs.to(self.obs_mean)))  # its device and dtype
+        obs = torch.as_tensor(obs).to(self.obs_mean)  # its device and dtype
+        mean, log_std = self.actor(self.normalize(obs))
         if generator is None:
             return mean.tanh()
         noise = torch.randn(mean.shape, generator=generator, device=self.device)
@@ -394,8 +393,8 @@ class Agent(nn.Module):
 
     def begin_finetuning(self, buffer: ReplayBuffer) -> int:
         """Called before the first online episode; returns how many environment steps to play
-        before the first online update. Nothing changes here: the same update goes on, with the
-        same penalty and the same bound."""
+        before the first online update. Nothing changes here: the same update goes on, with its
+        penalty and, in Cal-QL, the bound."""
         return 0
 
 
@@ -625,10 +624,11 @@ def find_dataset(name: str) -> tuple[Path, dict]:
     """The path of the dataset's file and, for a name, what is known about its task."""
     if os.path.isfile(name):
         return Path(name), {}
-    is_path = os.path.basename(name) != name or name.endswith((".hdf5", ".h5"))
-    if is_path:
-        check(not os.path.isdir(name), f"--dataset {name}: is a folder; give one of its files")
-        fail(f"--dataset {name}: no such file")
+    folder = os.path.isdir(name)
+    if os.path.basename(name) != name or name.endswith((".hdf5", ".h5")):
+        check(not folder, f"--dataset {name}: is a folder; give a file")
+        hint = "; convert a Minari id first: python -m benchmarks.data.convert minari ID"
+        fail(f"--dataset {name}: no such file{'' if Path(name).suffix else hint}")
     try:
         from benchmarks.data import names  # lies beside the script, unless that was copied alone
     except ImportError:
@@ -637,7 +637,8 @@ def find_dataset(name: str) -> tuple[Path, dict]:
     try:
         return names.find(name)
     except (ImportError, OSError) as error:
-        fail(f"--dataset {name}: no such file; {error}")
+        check(not folder, f"--dataset {name}: is a folder; give a file")
+        fail(f"--dataset {name}: {error}")
 
 
 def read_dataset(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -665,7 +666,8 @@ def check_layout(path: Path, file: h5py.File) -> None:
     robomimic = "data" in file and isinstance(file["data"], h5py.Group) and "demo_0" in file["data"]
     check(not robomimic, f"{where} is a robomimic file; {convert} robomimic {path}")
     missing = ", ".join(key for key in REQUIRED_ARRAYS if key not in file)
-    check(not missing, f"{where} has no {missing}; docs/data.md describes the layout")
+    problem = f"has no {missing}, but {', '.join(file) or 'nothing'}; docs/data.md has the layout"
+    check(not missing, f"{where} {problem}")
     for key in REQUIRED_ARRAYS + OPTIONAL_ARRAYS:
         if key in file:
             numbers = isinstance(file[key], h5py.Dataset) and file[key].dtype.kind in "fiub"
@@ -674,11 +676,16 @@ def check_layout(path: Path, file: h5py.File) -> None:
 
 def advice_for_other_formats(path: Path) -> str:
     """For a file that is not HDF5 but whose name suggests what it may be."""
-    converters = {".npz": "ogbench", ".npy": "adroit", ".pkl": "adroit", ".pickle": "adroit"}
-    if path.suffix not in converters:
-        return ""
-    command = f"python -m benchmarks.data.convert {converters[path.suffix]} {path}"
-    return f"; perhaps {converters[path.suffix]}'s, to be converted by `{command}`"
+    convert = "python -m benchmarks.data.convert"
+    if path.suffix == ".npz":
+        return (
+            f"; if it is OGBench's: {convert} ogbench {path} --name TASK; else write it with h5py"
+        )
+    if path.suffix in (".npy", ".pkl", ".pickle"):
+        return (
+            f"; if it has a hand's demonstrations: {convert} adroit {path} --task door (or other)"
+        )
+    return ""
 
 
 def hash_of(path: Path) -> str:
@@ -694,6 +701,9 @@ def check_and_tidy(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Non
     """
     where, n = f"--dataset {args.dataset}:", len(data["rewards"])
     check(data["observations"].ndim < 3, f"{where} images as observations are not supported")
+    lengths = ", ".join(f"{key} {len(array)}" for key, array in data.items())
+    same_lengths = all(len(array) == n for array in data.values())
+    check(same_lengths, f"{where} its arrays have different numbers of rows: {lengths}")
     check(n > 0, f"{where} has no rows")
     shapes = {key: (n,) for key in data}
     shapes["observations"] = shapes["next_observations"] = (n, *env.observation_space.shape)
@@ -701,9 +711,8 @@ def check_and_tidy(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Non
     for key, array in data.items():
         if shapes[key] in [(n,), (n, 1)] and array.shape in [(n,), (n, 1)]:
             array = data[key] = array.reshape(shapes[key])
-        needed = f"{n} rewards and {env.spec.id} need {shapes[key]}; is this its environment?"
-        problem = f"{key} has the shape {array.shape}, but {needed} --env-id"
-        check(array.shape == shapes[key], f"{where} {problem}")
+        problem = f"{key} has the shape {array.shape}, but {env.spec.id} needs {shapes[key]}"
+        check(array.shape == shapes[key], f"{where} {problem}; is this its environment? --env-id")
         finite = np.isfinite(array.reshape(n, -1)).all(axis=1)
         check(finite.all(), f"{where} {key} has NaN or inf in row {finite.argmin()}")
     data["terminals"] = data["terminals"] != 0
@@ -789,8 +798,11 @@ def next_observations(data: dict[str, np.ndarray], span: slice) -> np.ndarray:
 def set_normalization(agent: Agent, obs: Tensor) -> None:
     """Mean and std of the dataset's observations (N, obs); they are saved with the agent."""
     agent.obs_mean.copy_(obs.mean(dim=0, dtype=torch.float64))
-    # 1e-3 keeps a constant component from a division by 0.
-    agent.obs_std.copy_(obs.std(dim=0, unbiased=False) + 1e-3)
+    std = obs.std(dim=0, unbiased=False)
+    # A column that is constant in the dataset may not be so in the environment: divided by nearly
+    # nothing, a small difference there would drown all else.
+    constant = std <= 1e-5 * obs.abs().mean(dim=0)
+    agent.obs_std.copy_(torch.where(constant, 1.0, std + 1e-3))
 
 
 # ---- The environment, episodes and evaluations ---------------------------------------------------
@@ -803,6 +815,9 @@ def make_env(args: Args, attributes: dict) -> gym.Env:
     env_id = args.env_id or attributes.get("env_id") or default
     where, parts = f"--env-id {env_id}", env_id.split(":")
     form = "give a gymnasium id, or module:id with a module of yours"
+    if env_id == default:
+        where = f"--dataset {args.dataset}: names no environment, and {default} is none"
+        form = "give --env-id, or the file the attribute env_id"
     check(len(parts) < 3 and all(parts), f"{where}: {form}")
     try:
         kwargs = json.loads(attributes.get("env_kwargs", "{}"))
@@ -888,8 +903,7 @@ def play_episode(
     steps, success, over = [], None, False
     while not over:
         stop.raise_if_received()
-        state = torch.as_tensor(obs, dtype=torch.float32, device=agent.device)
-        action = agent.act(state, generator).cpu().numpy()
+        action = agent.act(obs, generator).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         steps.append((obs, action, float(reward), next_obs, float(terminated)))
         success = highest_success(success, info)
@@ -912,7 +926,8 @@ def highest_success(before: float | None, info: dict) -> float | None:
         if key in info:
             value = np.asarray(info[key])
             if value.size != 1 or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
-                raise UnusableStep(f"the environment's info[{key!r}] is {info[key]!r}")
+                needed = "needed is one number, or leave that key out"
+                raise UnusableStep(f"the environment's info[{key!r}] is {info[key]!r}; {needed}")
             before = max(before or 0.0, float(value.item()))
     return before
 
@@ -1014,6 +1029,7 @@ def differ(one: Args, other: Args, name: str) -> bool:
 def read_record(folder: str, flag: str) -> tuple[dict, Args]:
     """What args.json of a run's folder has, and the settings in it."""
     check(folder != "", f"{flag}: give the folder of a run")
+    check(Path(folder).exists(), f"{flag} {folder}: no such folder")
     try:
         record = json.loads((Path(folder) / "args.json").read_text())
         script, settings = record["script"], record["settings"]
@@ -1022,7 +1038,7 @@ def read_record(folder: str, flag: str) -> tuple[dict, Args]:
             settings[name] = tuple(value) if isinstance(value, list) else value
         args = Args(**settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        fail(f"{flag} {folder}: is not the folder of a run ({error!r})")
+        fail(f"{flag} {folder}: is not the folder of a run ({type(error).__name__}: {error})")
     return record, args
 
 
@@ -1139,7 +1155,7 @@ def read_checkpoint(folder: Path) -> dict | None:
         else:
             path.replace(newest)  # the previous one takes the place of a damaged one
             return state
-    remedy = "if they are damaged, delete checkpoint.* there to begin this run again"
+    remedy = "no checkpoint can be read; delete checkpoint.* there to begin this run again"
     check(not existing, f"--resume {folder}: {remedy}")
     return None
 
@@ -1512,7 +1528,7 @@ def main(argv: list[str] | None = None) -> None:
     task = load_task(args)
     check_hash(args, task.sha256)
     origin = args.resume or args.pretrained or f"row {row_of(args.dataset)!r}"
-    print(f"{SCRIPT}: settings of {origin}, on {device}, in {args.run_dir}")
+    print(f"{SCRIPT}: settings of {origin}, device {device}, folder {args.run_dir}")
     print_description(task.description)
     agent, buffer = make_agent_and_buffer(args, task, device)
     with lock_folder(args):
@@ -1548,9 +1564,14 @@ def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:
 # mistake to a false alarm.
 
 FEW_REWARDS = 10  # distinct rewards up to which they count as sparse, such as 0 and 1
+RECURRENCE = 10  # how often each of them occurs then, on average
 SAMPLE = 10_000  # rows that are enough for an average
 MANY_CLIPPED, MOST_CLIPPED = 0.05, 0.5  # share of the actions' numbers; above: a warning, the end
 FEW_JUMPS, MOST_JUMPS = 1e-4, 0.5  # share of steps not leading to the next row; above: likewise
+ROUNDING = 1e-4  # of the action box, by which actions may lie outside
+START_ROOM = 0.25  # of the range of the dataset's starts, which is allowed on either side
+ENOUGH_PLAYED = 3  # episodes of an evaluation, to call its rewards too good
+MANY_LOST = 0.1  # share of the rows with the highest reward that are left out
 JUMP = 0.01  # of an observation's usual size; two that differ by more are two states
 LARGE_OBS, SMALL_OBS = 1_000.0, 0.01  # usual size of the largest column of the observations
 FAR = 10.0  # spreads of the dataset's observations beyond which a first observation is far
@@ -1590,12 +1611,12 @@ def thin_out(array: np.ndarray) -> np.ndarray:
 def few_rewards(rewards: np.ndarray) -> np.ndarray | None:
     """The distinct rewards, sorted, if they are few and recur; else None."""
     values = np.unique(rewards) + 0.0  # makes 0 of -0
-    return values if len(values) <= min(FEW_REWARDS, len(rewards) / 10) else None
+    return values if len(values) <= min(FEW_REWARDS, len(rewards) / RECURRENCE) else None
 
 
 def share_outside(actions: np.ndarray, box: gym.spaces.Box) -> float:
     """Share of the actions' numbers that lie outside the action box by more than rounding."""
-    tolerance = 1e-4 * (box.high - box.low)
+    tolerance = ROUNDING * (box.high - box.low)
     below = np.count_nonzero(actions < box.low - tolerance)
     above = np.count_nonzero(actions > box.high + tolerance)
     return (below + above) / actions.size
@@ -1621,14 +1642,16 @@ def describe_dataset(
         "longest_episode": max(lengths),
         "mean_action_size": float(np.abs(scaled).mean()),
         "actions_clipped": share_outside(actions, box),
-        **describe_rewards(rewards, episodes),
+        **describe_rewards(np.concatenate([rewards[span] for span in episodes]), lengths),
     }
 
 
-def describe_rewards(rewards: np.ndarray, episodes: list[slice]) -> dict:
-    """Returns and, where rewards are few, how many rows have each and how many episodes reach the
-    highest: those with a success, wherever success is what is rewarded."""
-    returns = [float(rewards[span].sum(dtype=np.float64)) for span in episodes]
+def describe_rewards(rewards: np.ndarray, lengths: list[int]) -> dict:
+    """Returns of episodes of these lengths, one after the other. Where rewards are few: how many
+    rows have each, and how many episodes reach the highest: those with a success, wherever success
+    is what is rewarded."""
+    episodes = np.split(rewards, np.cumsum(lengths)[:-1])
+    returns = [float(episode.sum(dtype=np.float64)) for episode in episodes]
     description = {
         "return_least": min(returns),
         "return_mean": sum(returns) / len(returns),
@@ -1638,7 +1661,7 @@ def describe_rewards(rewards: np.ndarray, episodes: list[slice]) -> dict:
     if values is not None:
         description["rewards"] = {f"{value:g}": int((rewards == value).sum()) for value in values}
     if values is not None and len(values) > 1:
-        best = [bool((rewards[span] == values[-1]).any()) for span in episodes]
+        best = [bool((episode == values[-1]).any()) for episode in episodes]
         description["episodes_with_the_highest"] = sum(best)
     return description
 
@@ -1659,10 +1682,12 @@ def print_description(description: dict) -> None:
         counts = [f"{value} ({count:,} rows)" for value, count in about["rewards"].items()]
         line += f"; rewards {', '.join(counts)}"
     if "episodes_with_the_highest" in about:
-        line += f"; {about['episodes_with_the_highest']:,} episodes reach the highest"
+        line += f"; {about['episodes_with_the_highest']:,} episodes have the highest"
     print(line)
-    line = f"data: actions have a mean size of {about['mean_action_size']:.2f}, with their box as"
-    line += f" [-1, 1]; {about['actions_clipped']:.2%} of their numbers are outside it and clipped"
+    line = (
+        f"data: rescaled to [-1, 1], actions have a mean size of {about['mean_action_size']:.2f};"
+    )
+    line += f" {about['actions_clipped']:.2%} of their numbers are outside and clipped"
     print(line, flush=True)
 
 
@@ -1672,6 +1697,7 @@ def diagnose_dataset(
     """All that can be seen in the file alone."""
     check_row_order(args, data, episodes)
     check_clipped_actions(args, data["actions"], box)
+    warn_of_lost_rewards(data, episodes)
     warn_of_equal_rewards(args, data, episodes)
     if not args.normalize_observations:
         warn_of_observation_scale(data["observations"])
@@ -1718,6 +1744,18 @@ def check_clipped_actions(args: Args, actions: np.ndarray, box: gym.spaces.Box) 
     warn(f"{seen}. They are clipped, which is right if they were when played; if not, {remedy}")
 
 
+def warn_of_lost_rewards(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
+    """Goals that are marked as timeouts: their rows are left out, and the successes with them."""
+    values = few_rewards(data["rewards"])
+    if values is None or len(values) == 1:
+        return
+    best = data["rewards"] == values[-1]
+    n_lost = np.count_nonzero(best & data["timeouts"] & ~data["terminals"])
+    if n_lost > MANY_LOST * np.count_nonzero(best):
+        seen = f"{n_lost:,} of {np.count_nonzero(best):,} rows with the highest reward"
+        warn(f"{seen} are left out, since they are timeouts; mark goals as terminals")
+
+
 def warn_of_equal_rewards(args: Args, data: dict[str, np.ndarray], episodes: list[slice]) -> None:
     """Where all rewards are the same, no action is better than another. The exception: scaled ones
     other than 0 where the task ends episodes, since then it matters how long these last."""
@@ -1729,7 +1767,7 @@ def warn_of_equal_rewards(args: Args, data: dict[str, np.ndarray], episodes: lis
     remedy = "write the task's rewards into the file"
     if (data["rewards"] != used[0]).any():
         remedy = "the others are in rows that are left out; mark goals as terminals, not timeouts"
-    warn(f"all rewards that are used are {used[0]:g}, so there is nothing to learn: {remedy}")
+    warn(f"all rewards that are used are {used[0] + 0.0:g}, so there is nothing to learn: {remedy}")
 
 
 def warn_of_observation_scale(obs: np.ndarray) -> None:
@@ -1799,7 +1837,7 @@ def better_order(data: DataSummary, firsts: np.ndarray, entries: dict[str, int])
 def share_outside_starts(data: DataSummary, firsts: np.ndarray) -> float:
     """Share of the numbers that lie outside the range in which the dataset's episodes begin, with
     some room around it. Zeros do not count: an observation may be full of them."""
-    room = 0.25 * (data.start_high - data.start_low) + 1e-3
+    room = START_ROOM * (data.start_high - data.start_low) + 1e-3  # constant ones have some, too
     outside = (firsts < data.start_low - room) | (firsts > data.start_high + room)
     counted = firsts != 0
     return np.count_nonzero(outside & counted) / max(np.count_nonzero(counted), 1)
@@ -1830,7 +1868,7 @@ def warn_of_other_rewards(data: DataSummary, episodes: list[Episode]) -> None:
     sparse = values is not None or few_rewards(played) is not None
     strange = sparse and np.isin(played, data.rewards).mean() < KNOWN_REWARDS
     too_good = False
-    if values is not None and len(episodes) > 2:
+    if values is not None and len(episodes) >= ENOUGH_PLAYED:
         begin_best = (data.first_rewards == values[-1]).mean()
         too_good = played.min() >= values[-1] and begin_best < SELDOM
     if strange or too_good:
@@ -1849,17 +1887,18 @@ def spell(rewards: np.ndarray) -> str:
 
 
 def warn_of_exploding_q(evaluations: list) -> None:
-    """Q beyond what the rewards seen so far allow; said once in a run. A bound of 0 says nothing,
-    and before the first update nothing has been learned."""
-    beyond = []
-    for step, result in evaluations:
-        if step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0:
-            beyond.append(step)
+    """Q beyond what the rewards seen so far allow; said at the first such evaluation alone."""
     newest, result = evaluations[-1]
-    if beyond == [newest]:
+    told = any(explodes(step, earlier) for step, earlier in evaluations[:-1])
+    if explodes(newest, result) and not told:
         allowed = f"{result['q_bound']:g}, what the rewards so far allow (eval/q_bound)"
         warn(f"Q(s0) explodes: from step {newest} on it is beyond {allowed}")
 
 
-if __name__ == "__main__":
+def explodes(step: int, result: dict[str, float]) -> bool:
+    """A bound of 0 says nothing, and before the first update nothing has been learned."""
+    return step > 0 and abs(result["q_s0"]) > result["q_bound"] > 0
+
+
+if __name__ == "__main__" and "__file__" in globals():  # in a notebook, call main yourself
     main()

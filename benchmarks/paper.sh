@@ -1,7 +1,7 @@
 # The experiments of the paper, one command a line: its tasks, with the algorithms that are here.
 #
 # One seed says little: add --seed 1, 2, ... The settings of each task are the row of
-# the script's table that its name begins with. AntMaze needs the package d4rl (see the README), and
+# the script's table that its name begins with. AntMaze needs the package d4rl (see docs/data.md), and
 # the hands need AWAC's demonstrations, turned into files once:
 #
 #     python -m benchmarks.data.convert adroit pen2_sparse.npy pen_bc_sparse4.npy --task pen

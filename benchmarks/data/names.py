@@ -97,12 +97,12 @@ def d4rls_own(name: str) -> Path:
     close = difflib.get_close_matches(Path(name).stem.lower(), [EMBEDDED, *envs.NAMES], cutoff=0)
     closest = f"the closest that have a task here: {', '.join(close)}"
     if name.endswith(BINARY) and name in envs.NAMES:
-        how = "python -m benchmarks.data.convert adroit"
+        how = f"python -m benchmarks.data.convert adroit FILES --task {name.split('-')[0]}"
         made = f"{folder() / name}.hdf5 is made"
         raise FileNotFoundError(f"{made} from AWAC's demonstrations by `{how}`")
     urls = d4rl_tables()["DATASET_URLS"] if Path(name).name == name else {}
     if name not in urls:
-        raise FileNotFoundError(f"nor is it a name of D4RL's; {closest}")
+        raise FileNotFoundError(f"no such file, nor is it a name of D4RL's; {closest}")
     path = folder() / urls[name].rsplit("/", 1)[-1]
     if path.is_file():
         return path
