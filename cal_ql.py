@@ -709,8 +709,8 @@ def check_and_tidy(args: Args, data: dict[str, np.ndarray], env: gym.Env) -> Non
     check(data["observations"].ndim < 3, f"{where} images as observations are not supported")
     lengths = ", ".join(f"{key} {len(array)}" for key, array in data.items())
     same_lengths = all(len(array) == n for array in data.values())
+    check(n > 0, f"{where} has no rows in rewards")
     check(same_lengths, f"{where} its arrays have different numbers of rows: {lengths}")
-    check(n > 0, f"{where} has no rows")
     shapes = {key: (n,) for key in data}
     shapes["observations"] = shapes["next_observations"] = (n, *env.observation_space.shape)
     shapes["actions"] = (n, *action_box(env).shape)
@@ -1753,7 +1753,8 @@ def check_clipped_actions(args: Args, actions: np.ndarray, box: gym.spaces.Box) 
 def warn_of_lost_rewards(data: dict[str, np.ndarray], episodes: list[slice]) -> None:
     """Goals that are marked as timeouts: their rows are left out, and the successes with them."""
     values = few_rewards(data["rewards"])
-    if values is None or len(values) == 1:
+    used = np.concatenate([data["rewards"][span] for span in episodes])
+    if values is None or (used == used[0]).all():  # of equal rewards another warning tells
         return
     best = data["rewards"] == values[-1]
     n_lost = np.count_nonzero(best & data["timeouts"] & ~data["terminals"])

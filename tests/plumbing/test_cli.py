@@ -56,7 +56,7 @@ def test_no_such_file(refused, path):
 def test_no_such_name(refused, monkeypatch, tmp_path):
     """The message of benchmarks/data/names.py, whose tests say what else there is."""
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
-    refused(quick(ONE, dataset="antmaze-huge-v9"), "--dataset antmaze-huge-v9: no such file; ")
+    refused(quick(ONE, dataset="antmaze-huge-v9"), "--dataset antmaze-huge-v9: no such file, ")
     refused(quick(ONE, dataset=300 * "x"), "--dataset xxx")
 
 
@@ -160,7 +160,9 @@ def test_bad_array(refused, tmp_path, toy_data, key, fault):
     if array is None:
         del data[key]
     save(tmp_path / "bad.hdf5", data)
-    where = f"--dataset bad.hdf5: has no {key};" if fault == "missing" else "--dataset bad.hdf5: "
+    where = (
+        f"--dataset bad.hdf5: has no {key}, but " if fault == "missing" else "--dataset bad.hdf5: "
+    )
     named = "no rows" if (key, fault) == ("rewards", "empty") else key
     refused(quick(ONE, dataset="bad.hdf5"), where, named)
 
@@ -301,7 +303,7 @@ def test_unknown_environment(refused, toy_file, env_id):
 
 
 def test_no_environment_named(refused, toy_file):
-    refused(quick(ONE, dataset=toy_file, env_id=None), "--env-id", "module:id")
+    refused(quick(ONE, dataset=toy_file, env_id=None), "names no environment", "give --env-id")
 
 
 def test_attributes_are_no_json(refused, tmp_path, toy_data):
@@ -450,7 +452,8 @@ FLAGS = pytest.mark.parametrize("flag", ["--resume", "--pretrained"])
 @FLAGS
 @pytest.mark.parametrize("folder", ["nowhere", ".", "toy.hdf5"])
 def test_the_folder_of_no_run(refused, old_run, flag, folder):
-    refused([flag, folder], f"{flag} {folder}: is not the folder of a run")
+    problem = "no such folder" if folder == "nowhere" else "is not the folder of a run"
+    refused([flag, folder], f"{flag} {folder}: {problem}")
 
 
 @FLAGS

@@ -164,6 +164,16 @@ def test_equal_rewards(data, told, first_evaluation):
     check_the_line(answer, "all rewards that are used are 0", "write the task's rewards into")
 
 
+def test_some_rewards_in_steps_of_timeouts_alone(data, told, first_evaluation):
+    """Half of the goals reached were marked as timeouts."""
+    data = with_reward(data, "success")
+    goals = np.flatnonzero(data["terminals"])
+    data["terminals"][goals[::2]], data["timeouts"][goals[::2]] = False, True
+    answer = told(data, played_for(first_evaluation, "success"))
+    lost = f"{len(goals[::2])} of {len(goals)} rows with the highest reward are left out"
+    check_the_line(answer, lost, "mark goals as terminals")
+
+
 def test_rewards_in_steps_of_timeouts_alone(data, told, first_evaluation):
     """Reaching the goal was marked as a timeout, whose step is left out."""
     data = with_reward(data, "success")
@@ -401,33 +411,35 @@ def test_description(capsys):
         "return_least": 0,
         "return_mean": pytest.approx(2 / 3),
         "return_most": 1,
-        "rewards": {"0": 14, "1": 9},
-        "episodes_with_the_highest": 6,
-    }
+    }  # of 18 rewards two cannot be told to recur
     module.print_description(about)
     assert capsys.readouterr().out.splitlines() == [
         "data: 18 of 23 rows are used, in 9 episodes (3 of a single step): 6 end in a terminal, 3"
         " at a time limit; after the last end 2 rows are left out",
-        "data: returns from 0 to 1, mean 0.6667; rewards 0 (14 rows), 1 (9 rows); 6 episodes reach"
-        " the highest",
-        "data: actions have a mean size of 0.57, with their box as [-1, 1]; 4.35% of their numbers"
-        " are outside it and clipped",
+        "data: returns from 0 to 1, mean 0.6667",
+        "data: rescaled to [-1, 1], actions have a mean size of 0.57; 4.35% of their numbers are"
+        " outside and clipped",
     ]
 
 
 @pytest.mark.parametrize("kind, has_values", [("dense", False), ("success", True)])
 def test_description_lists_rewards_that_are_few(kind, has_values, data, capsys):
-    about = module.describe_dataset(with_reward(data, kind), module.find_episodes(data), BOX)
+    data, episodes = with_reward(data, kind), module.find_episodes(data)
+    about = module.describe_dataset(data, episodes, BOX)
     module.print_description(about)
     assert ("rewards" in about) == has_values
-    assert ("reach the highest" in capsys.readouterr().out) == has_values
+    if has_values:  # those of the rows that are used
+        assert sum(about["rewards"].values()) == about["rows_used"]
+        best = sum(data["rewards"][span].max() == 1 for span in episodes)
+        assert about["episodes_with_the_highest"] == best == about["rewards"]["1"]
+    assert ("have the highest" in capsys.readouterr().out) == has_values
     assert about["rows_of_an_open_episode"] == 0
 
 
 def test_none_reaches_the_highest_of_equal_rewards(data):
     data["rewards"][:] = 0
     about = module.describe_dataset(data, module.find_episodes(data), BOX)
-    assert about["rewards"] == {"0": len(data["rewards"])}
+    assert about["rewards"] == {"0": about["rows_used"]}
     assert "episodes_with_the_highest" not in about
 
 
