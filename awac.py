@@ -1015,7 +1015,7 @@ def describe_run(args: Args, task: Task) -> dict:
     packages = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
         "script": SCRIPT,
-        "row": row_of(args.dataset),
+        "row": args.pretrained or row_of(args.dataset),
         "settings": asdict(args),
         "dataset_sha256": task.sha256,
         "dataset": task.description,
