@@ -80,7 +80,7 @@ class Args:
     gamma: float = 0.99  # discount per environment step, below 1
     reward_scale: float = 1.0  # r <- reward_scale * r + reward_bias, in data and environment
     reward_bias: float = 0.0  # see reward_scale
-    failure_reward: float | None = None  # unscaled; with no other an episode fails forever, see G
+    failure_reward: float | None = None  # unscaled; with no other it fails forever: returns_to_go
     infinite_horizon: bool = False  # G repeats the last reward forever after a cut
     normalize_observations: bool = False  # to mean 0 and std 1 over the dataset
     batch_size: int = 256  # transitions per gradient step
@@ -1189,7 +1189,7 @@ class Run:
         self.saved_progress = self.updates, self.episodes
         self.stop = StopSignal()
         # A run that was killed had got further than its checkpoint. What it logged from that step
-        # on is void, and the checkpoint's rows of that very step are logged again.
+        # on is void, and what the checkpoint holds of that very step is logged again.
         self.writer = SummaryWriter(self.folder, purge_step=self.step)
         self.log(self.logged)
         total = self.args.offline_steps + self.args.online_steps
@@ -1477,8 +1477,9 @@ def make_agent_and_buffer(args: Args, task: Task, device: str) -> tuple[Agent, R
 def main(argv: list[str] | None = None) -> None:
     """A run, from the command line or in Python with the same arguments: main(["--seed", "1"]).
 
-    Wrong input, a signal, a run that diverges and an environment that cannot be learned from end it
-    with one line and status 2; any other error keeps its traceback, with a note on how to go on.
+    Wrong input, a signal in training, a run that diverges and an environment that cannot be learned
+    from end it with one line and status 2; other errors keep their traceback, with a note on how to
+    go on.
     """
     args = parse_args(sys.argv[1:] if argv is None else argv)
     has_wandb = importlib.util.find_spec("wandb") is not None
