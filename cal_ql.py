@@ -1277,8 +1277,12 @@ class Run:
     def how_to_go_on(self) -> str:
         if self.saved_step is None:
             return f"no checkpoint yet; --resume {self.folder} begins again"
-        saved = f"the checkpoint of step {self.saved_step} is good"
-        return f"{saved}; continue with --resume {self.folder}"
+        return f"{self.what_is_good()}; continue with --resume {self.folder}"
+
+    def what_is_good(self) -> str:
+        if self.saved_step is None:
+            return "no checkpoint yet"
+        return f"the checkpoint of step {self.saved_step} is good"
 
     # -- Log --
 
@@ -1302,8 +1306,10 @@ class Run:
     def check_finite(self, name: str, values: Tensor) -> None:
         """Ends a run that diverges; what is saved is from before."""
         if not values.isfinite().all():
-            problem = f"{name} is NaN or inf at step {self.step}, and would be so again"
-            fail(f"{problem}: start another run with smaller learning rates; {self.how_to_go_on()}")
+            problem = (
+                f"{name} is NaN or inf at step {self.step}; {self.what_is_good()}, but --resume"
+            )
+            fail(f"{problem} would end here again: start another run with smaller learning rates")
 
     def check_weights(self) -> None:
         for name, weights in self.agent.named_parameters():

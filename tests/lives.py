@@ -4,6 +4,7 @@ A child that kills itself with SIGKILL leaves on the disk what a kill from outsi
 The children come from a server that has imported torch already.
 """
 
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -12,11 +13,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
-from conftest import read_checkpoint, read_events, same_bits
+from conftest import quick, read_checkpoint, read_events, same_bits
 from scripts import load_script
 from tensorboard.summary.writer import event_file_writer
 from toy import Toy
@@ -159,6 +161,17 @@ def check_stopped(script: str, name: str, status: int, output: str, run_dir: Pat
     """A signal's end: one line says how to go on, and nothing lies about."""
     assert status == 2 and "Traceback" not in output, output
     check_advice(output.splitlines()[-1], f"{script}.py: stopped: {name}; ", run_dir)
+
+
+def undisturbed_runs(toy_file: Path, tmp_path_factory) -> Callable[[str], Path]:
+    """What gives for each script the folder of a quick run that nobody killed."""
+
+    @functools.cache
+    def get(script: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"undisturbed-{script}")
+        return run_lives(script, quick(script, dataset=toy_file), folder)
+
+    return get
 
 
 def check_note(script: str, error: Exception, status: int, output: str, run_dir: Path) -> None:

@@ -1022,9 +1022,6 @@ def maze(**changed) -> dict[str, np.ndarray]:
     return {key: np.array(value) for key, value in (data | changed).items()}
 
 
-AFTER = np.array([[0, 0.5, 1.0, 1.5, 20.0, 20.5, 21.0, 0, 0.9, 1.8]]).T + 0.1
-
-
 def test_ends_by_jumps(capsys):
     save(
         "antmaze-umaze-v0.hdf5",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import quick, read_checkpoint, read_events, same_bits, words
-from lives import check_same_run, run_life, run_lives
+from conftest import read_checkpoint, read_events, same_bits, words
+from lives import check_same_run, run_life, run_lives, undisturbed_runs
 from toy import save
 
 ONE = "cql"  # for what all scripts share
@@ -16,15 +16,7 @@ ONE = "cql"  # for what all scripts share
 @pytest.fixture(scope="module")
 def finished(toy_file, tmp_path_factory):
     """For each script the folder of a finished run."""
-    folders = {}
-
-    def get(script: str) -> Path:
-        if script not in folders:
-            folder = tmp_path_factory.mktemp(f"finished-{script}")
-            folders[script] = run_lives(script, quick(script, dataset=toy_file), folder)
-        return folders[script]
-
-    return get
+    return undisturbed_runs(toy_file, tmp_path_factory)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from lives import (
     run_lives,
     saved_step,
     start,
+    undisturbed_runs,
     words_for,
 )
 from scripts import ROOT, load_script
@@ -45,15 +46,7 @@ ONE = "cql"  # for what all scripts share
 @pytest.fixture(scope="module")
 def undisturbed(toy_file, tmp_path_factory):
     """For each script the folder of a quick run that nobody killed."""
-    folders = {}
-
-    def get(script: str) -> Path:
-        if script not in folders:
-            folder = tmp_path_factory.mktemp(f"undisturbed-{script}")
-            folders[script] = run_lives(script, quick(script, dataset=toy_file), folder)
-        return folders[script]
-
-    return get
+    return undisturbed_runs(toy_file, tmp_path_factory)
 
 
 # With QUICK's settings: evaluations, and with them checkpoints, after 0, 50, 100 and 120 updates,
