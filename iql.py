@@ -75,6 +75,8 @@ class Args:
     run_dir: str = ""  # folder of the run; empty: runs/<script>-<dataset>-s<seed>
     resume: str | None = None  # folder of a run to continue with its own settings
     pretrained: str | None = None  # folder of a run: fine-tune from the end of its pre-training
+    bf16: bool = False  # critics in bfloat16, but for their last layer; faster where they are wide
+    cudagraphs: bool = False  # each update as one CUDA graph: on a GPU faster, the same numbers
     track: bool = False  # log to Weights & Biases as well (pip install wandb)
 
     gamma: float = 0.99  # discount per environment step, below 1
@@ -101,6 +103,10 @@ class Args:
     fixed_log_std: float | None = None  # of the policy, from -5 to 2, instead of a learned one
 
     def __post_init__(self):
+        if self.bf16 and min(self.critic_hidden) < 256:
+            raise ValueError(
+                "--bf16: slows down critics with layers narrower than 256; leave it out"
+            )
         at_least(self, 1, "eval_every_offline", "eval_every_online", "eval_episodes", "threads")
         at_least(self, 1, "batch_size", "buffer_size", "utd", "actor_hidden", "critic_hidden")
         at_least(self, 1, "value_hidden")
@@ -185,14 +191,20 @@ def mlp(*widths: int) -> nn.Sequential:
 class Critic(nn.Module):
     """Two Q-functions, stacked along the first axis of every Q below."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]):
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...], bf16: bool):
         super().__init__()
+        self.bf16 = bf16
         self.nets = nn.ModuleList(mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2))
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
         inputs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], -1)
-        return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+            hidden = [net[:-1](inputs) for net in self.nets]
+        # bfloat16 has 8 significant bits, so that Q-values near 100 would be multiples of 0.5: the
+        # last layer keeps the precision of the rest.
+        q = [net[-1](h.to(inputs)) for net, h in zip(self.nets, hidden)]
+        return torch.stack(q).squeeze(-1)
 
 
 class Actor(nn.Module):
@@ -248,8 +260,10 @@ class Agent(nn.Module):
         super().__init__()
         self.args, self.action_dim, self.device = args, action_dim, device
         self.actor = Actor(obs_dim, action_dim, args.actor_hidden, args.fixed_log_std)
-        self.critic = Critic(obs_dim, action_dim, args.critic_hidden)
+        self.critic = Critic(obs_dim, action_dim, args.critic_hidden, args.bf16)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic_weights = list(self.critic.parameters())
+        self.target_weights = list(self.critic_target.parameters())
         self.value = mlp(obs_dim, *args.value_hidden, 1)
         # Mean and std of the dataset's observations, for normalize.
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
@@ -263,24 +277,25 @@ class Agent(nn.Module):
             "critic": torch.optim.Adam(critics, args.critic_lr, fused=True),
         }
 
-    def advantage(self, batch: Batch) -> Tensor:
-        """A = min_i Q'_i(s, a) - V(s), (B, 1). The slow critics get no gradient."""
-        q = self.critic_target(batch.obs, batch.actions[:, None]).amin(0)
-        return q - self.value(batch.obs)
+    @torch.no_grad()
+    def slow_q(self, batch: Batch) -> Tensor:
+        """min_i Q'_i(s, a), (B, 1)."""
+        return self.critic_target(batch.obs, batch.actions[:, None]).amin(0)
 
-    def value_loss(self, batch: Batch, noise: dict) -> tuple[Tensor, dict]:
+    def value_loss(self, batch: Batch, slow_q: Tensor) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(V) = E |e - 1(A < 0)| A^2. With e above 0.5 a V below Q costs
         # more than one above it, so V rises to the better actions' Q.
-        advantage = self.advantage(batch)
+        advantage = slow_q - self.value(batch.obs)  # A, (B, 1)
         weights = (self.args.expectile - (advantage < 0).to(advantage)).abs()
         value_loss = (weights * advantage**2).mean()
         return value_loss, {"loss/value": value_loss}
 
-    def actor_loss(self, batch: Batch, noise: dict) -> tuple[Tensor, dict]:
+    def actor_loss(self, batch: Batch, slow_q: Tensor, noise: dict) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(pi) = -E exp(beta A) log pi(a|s). Their code has the limit of
         # 100, without which one action's loss can be of any size.
         with torch.no_grad():
-            weights = (self.args.beta * self.advantage(batch)).exp().clamp(max=100)  # (B, 1)
+            advantage = slow_q - self.value(batch.obs)  # by the new V
+            weights = (self.args.beta * advantage).exp().clamp(max=100)  # (B, 1)
         names = [f"dropout{i}" for i in range(len(self.args.actor_hidden))]
         masks = tuple(noise[name] for name in names if name in noise)
         mean, log_std = self.actor(batch.obs, masks)
@@ -293,7 +308,7 @@ class Agent(nn.Module):
         metrics = {"pi/effective": effective, "pi/entropy": pi.entropy().sum(-1).mean()}
         return actor_loss, metrics | {"loss/actor": actor_loss}
 
-    def critic_loss(self, batch: Batch, noise: dict) -> tuple[Tensor, dict]:
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(Q_i) = E (Q_i(s, a) - y)^2 with y = r + gamma (1 - d) V(s'), for
         # which no action is needed at s'.
         with torch.no_grad():
@@ -303,22 +318,25 @@ class Agent(nn.Module):
         td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)
         return td_loss.sum(), {"loss/td": td_loss.mean()}
 
+    def step(self, name: str, loss: Tensor, metrics: dict) -> dict:
+        """One step of Adam on a loss, by the optimizer of that name; its metrics are handed on."""
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+        return metrics
+
     def update(self, batch: Batch, noise: dict) -> dict[str, Tensor]:
         """First V; policy and critics then learn from the new V; last, the slow critics follow."""
         batch = batch._replace(obs=self.normalize(batch.obs))
         batch = batch._replace(next_obs=self.normalize(batch.next_obs))
         # Drawn only if this update is logged.
         metrics = calibration(self, batch, noise) if "policy" in noise else {}
-        losses = {"value": self.value_loss, "actor": self.actor_loss, "critic": self.critic_loss}
-        for name, loss_of in losses.items():
-            loss, found = loss_of(batch, noise)
-            self.optimizers[name].zero_grad()
-            loss.backward()
-            self.optimizers[name].step()
-            metrics |= found
+        slow_q = self.slow_q(batch)  # for V and for pi: it stays as it is until the end
+        metrics |= self.step("value", *self.value_loss(batch, slow_q))
+        metrics |= self.step("actor", *self.actor_loss(batch, slow_q, noise))
+        metrics |= self.step("critic", *self.critic_loss(batch))
         with torch.no_grad():
-            targets, critics = self.critic_target.parameters(), self.critic.parameters()
-            torch._foreach_lerp_(list(targets), list(critics), self.args.tau)
+            torch._foreach_lerp_(self.target_weights, self.critic_weights, self.args.tau)
         return {key: value.detach() for key, value in metrics.items()}
 
     def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
@@ -456,12 +474,15 @@ class ReplayBuffer:
     def sample(self, generator: torch.Generator) -> Batch:
         """In pre-training the whole batch is from the dataset; afterwards offline_share of it, its
         first rows, and the rest from the ring. With -1 all of it is from the ring."""
-        online = self.ring[: self.n_added]
-        share = max(self.offline_share, 0) if len(online) else 1
-        n_offline = round(share * self.batch_size)
-        parts = [draw_rows(self.offline, n_offline, generator)]
-        parts += [draw_rows(online, self.batch_size - n_offline, generator)]
-        return Batch(*torch.cat(parts).split(self.widths, dim=1))
+        if self.n_added == 0:
+            rows = draw_rows(self.offline, self.batch_size, generator)
+        else:
+            n_offline = round(max(self.offline_share, 0) * self.batch_size)
+            offline = draw_rows(self.offline, n_offline, generator)
+            online = self.ring[: self.n_added]
+            online = draw_rows(online, self.batch_size - n_offline, generator)
+            rows = torch.cat([offline, online])
+        return Batch(*rows.split(self.widths, dim=1))
 
     def state_dict(self) -> dict:
         """The online rows that are left, and the share, which an agent may change. The dataset is
@@ -536,7 +557,8 @@ SAVE_EVERY = 60  # seconds between two checkpoints; every evaluation makes one, 
 LONGEST_EPISODE = 100_000  # steps; longer ones are taken to be endless
 SUCCESS_KEYS = ["success", "is_success", "goal_achieved"]  # in the environment's info
 # What --resume accepts besides the run's own settings.
-RESUME_MAY_CHANGE = ["resume", "dataset", "device", "offline_steps", "online_steps"]
+RESUME_MAY_CHANGE = ["resume", "dataset", "device", "cudagraphs"]
+RESUME_MAY_CHANGE += ["offline_steps", "online_steps"]
 # With other values of these, pre-trained networks would not fit or would mean something else.
 PRETRAINING_FIXES = ["offline_steps", "gamma", "reward_scale", "reward_bias", "failure_reward"]
 PRETRAINING_FIXES += ["infinite_horizon", "normalize_observations", "actor_hidden", "critic_hidden"]
@@ -1468,7 +1490,17 @@ def load_task(args: Args) -> Task:
 def choose_device(args: Args) -> str:
     cuda = torch.cuda.is_available()
     check(cuda or args.device != "cuda", "--device cuda: there is no CUDA here; leave it out")
-    return "cuda" if cuda and args.device != "cpu" else "cpu"
+    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    check(device == "cuda" or not args.cudagraphs, "--cudagraphs: needs CUDA; leave it out")
+    if args.bf16 and not has_bf16_units(device):
+        warn("--bf16: this processor has no units for bfloat16, so it is slower than without")
+    return device
+
+
+def has_bf16_units(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def make_agent_and_buffer(args: Args, task: Task, device: str) -> tuple[Agent, ReplayBuffer]:
@@ -1503,8 +1535,61 @@ def main(argv: list[str] | None = None) -> None:
             start_tracking(args)  # before the log is opened
         run = Run(agent, buffer, task)
         save_record(args, task)
+        if args.cudagraphs:
+            agent.update = GraphedUpdate(agent, run)
         with run.stop:
             train(agent, buffer, task.env, run)
+
+
+WARM_UP = 3  # updates of a kind before it is recorded; CUDA asks for some
+
+
+class GraphedUpdate:
+    """agent.update with --cudagraphs: recorded as a CUDA graph, which then runs without Python.
+
+    A graph does the same work on the same memory each time. So batch and noise are copied to where
+    those were that it was recorded with, and the metrics hold until the next call. What update
+    decides in Python is decided in the recording; there is one for each phase and each set of
+    random numbers. (After PyTorch's notes on CUDA graphs; d3rlpy and LeanRL have them, too.)
+    """
+
+    def __init__(self, agent: Agent, run: Run):
+        self.update, self.optimizers, self.run = agent.update, agent.optimizers, run
+        self.calls, self.recorded = {}, {}  # of each kind of update
+
+    def __call__(self, batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        kind = (self.run.online_steps > 0, *noise)
+        self.calls[kind] = self.calls.get(kind, 0) + 1
+        if self.calls[kind] <= WARM_UP:
+            return self.warm_up(batch, noise)
+        if kind not in self.recorded:
+            self.recorded[kind] = self.record(batch, noise)
+        graph, inputs, metrics = self.recorded[kind]
+        for static, new in zip(inputs, [*batch, *noise.values()]):
+            static.copy_(new)
+        graph.replay()
+        return metrics
+
+    def warm_up(self, batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As without graphs, but on a stream of its own, like a recording."""
+        stream, usual = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(usual)
+        with torch.cuda.stream(stream):
+            metrics = self.update(batch, noise)
+        usual.wait_stream(stream)
+        return metrics
+
+    def record(self, batch: Batch, noise: dict[str, Tensor]) -> tuple:
+        """The graph, its inputs and its outputs. Recording computes nothing yet."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["capturable"] = True  # Adam's count of steps goes on in the graph
+        batch = Batch(*(column.clone() for column in batch))
+        noise = {name: numbers.clone() for name, numbers in noise.items()}
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            metrics = self.update(batch, noise)
+        return graph, [*batch, *noise.values()], metrics
 
 
 def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:

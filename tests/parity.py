@@ -348,8 +348,8 @@ class Iql(AdvantageWeighted):
         losses |= dict(v=v.mean(), value_loss=seen["update"]["return"]["loss/value"])
         values |= dict(v_before=v, q1_target_net=q1_target, q2_target_net=q2_target)
         actor = seen["actor_loss"]
-        self.magnify(seen, seen["advantage"]["return"], self.args.beta)
-        values |= dict(adv=seen["advantage"]["return"], exp_a=actor["weights"])
+        self.magnify(seen, actor["advantage"], self.args.beta)
+        values |= dict(adv=actor["advantage"], exp_a=actor["weights"])
         values["log_probs"] = actor["pi"].log_prob(batch.actions).sum(-1)
         with torch.no_grad():
             values |= dict(v_after=agent.value(batch.obs), next_v_after=agent.value(batch.next_obs))

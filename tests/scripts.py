@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import inspect
 import math
 import os
 import sys
@@ -133,11 +134,21 @@ def log_density_by_hand(mean, log_std, actions) -> list[float]:
     return found
 
 
+def loss_of(agent, name, batch, noise) -> tuple[torch.Tensor, dict]:
+    """A loss of awac.py or iql.py, which ask for different things, and its metrics."""
+    function = getattr(agent, f"{name}_loss")
+    asked = inspect.signature(function).parameters
+    given = {"batch": batch, "noise": noise}
+    if "slow_q" in asked:
+        given["slow_q"] = agent.slow_q(batch)
+    return function(**{key: given[key] for key in asked})
+
+
 def weights_of(agent, batch, noise) -> torch.Tensor:
     """What actor_loss multiplies each -log pi(a|s) by, (B,), told by its gradient to the mean."""
     calls = []
     hook = agent.actor.register_forward_hook(lambda _, inputs, output: calls.append(output))
-    loss, _ = agent.actor_loss(batch, noise)
+    loss, _ = loss_of(agent, "actor", batch, noise)
     hook.remove()
     [(mean, log_std)] = calls
     [gradient] = torch.autograd.grad(loss, mean)
@@ -146,12 +157,12 @@ def weights_of(agent, batch, noise) -> torch.Tensor:
     return weights[:, 0].detach()
 
 
-def check_critic_loss(agent, batch, noise, y) -> None:
+def check_critic_loss(agent, batch, found, y) -> None:
     """The sum of the two critics' E (Q_i(s, a) - y)^2, of which the log has the mean."""
     inputs = torch.cat([batch.obs, batch.actions], -1)
     q = [net(inputs)[:, 0].tolist() for net in agent.critic.nets]
     errors = [sum((x - wanted) ** 2 for x, wanted in zip(row, y)) / len(y) for row in q]
-    loss, metrics = agent.critic_loss(batch, noise)
+    loss, metrics = found
     assert math.isclose(loss.item(), errors[0] + errors[1], rel_tol=1e-12)
     assert metrics.keys() == {"loss/td"}
     assert math.isclose(metrics["loss/td"].item(), sum(errors) / 2, rel_tol=1e-12)

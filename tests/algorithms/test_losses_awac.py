@@ -148,7 +148,7 @@ def test_the_critics_loss_by_hand(awac):
             n_beyond += (action.abs() > 1).any().item()
             y[b] += 0.9 * min(q_by_hand(agent.critic_target, batch.next_obs[b], action))
     assert n_beyond
-    check_critic_loss(agent, batch, noise, y)
+    check_critic_loss(agent, batch, agent.critic_loss(batch, noise), y)
 
 
 # --- Who learns from what -------------------------------------------------------------------------

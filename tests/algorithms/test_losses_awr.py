@@ -15,6 +15,7 @@ from scripts import (
     check_initial_weights,
     load_script,
     log_density_by_hand,
+    loss_of,
     randn,
     small_problem,
     weights_of,
@@ -52,7 +53,7 @@ def test_without_weights_it_is_behaviour_cloning(script):
     """The density is that of the Gaussian itself: no tanh is between a sample and its action."""
     agent, batch, noise = small_problem(script, **PLAIN[script.__name__])
     log_densities = log_density_by_hand(*agent.actor(batch.obs), batch.actions)
-    loss, metrics = agent.actor_loss(batch, noise)
+    loss, metrics = loss_of(agent, "actor", batch, noise)
     assert loss.item() == pytest.approx(-sum(log_densities) / 6, rel=1e-7)
     assert metrics["pi/effective"].item() == pytest.approx(1, rel=1e-7)
     torch.testing.assert_close(weights_of(agent, batch, noise), torch.full((6,), 1 / 6).double())
@@ -75,7 +76,7 @@ def test_a_step_raises_the_density_of_the_better_action_more(script, better):
         if "value" in agent.optimizers:
             answer(agent.value, torch.zeros(2, 1).double())
         before = log_density_by_hand(*agent.actor(batch.obs), batch.actions)
-        loss, _ = agent.actor_loss(batch, noise)
+        loss, _ = loss_of(agent, "actor", batch, noise)
         loss.backward()
         with torch.no_grad():
             for parameter in agent.actor.parameters():
@@ -91,7 +92,7 @@ def test_a_step_raises_the_density_of_the_better_action_more(script, better):
 
 def test_what_is_logged_of_the_weights_and_the_policy(script):
     agent, batch, noise = small_problem(script)
-    metrics = agent.actor_loss(batch, noise)[1]
+    metrics = loss_of(agent, "actor", batch, noise)[1]
     assert metrics.keys() == {"loss/actor", "pi/effective", "pi/entropy"}
     weights = weights_of(agent, batch, noise).tolist()
     effective = sum(weights) ** 2 / (6 * sum(weight**2 for weight in weights))
@@ -213,7 +214,7 @@ def test_a_loss_leaves_no_gradient_elsewhere(script):
     """In no network but its own, whatever else it asks."""
     for name in small_problem(script)[0].optimizers:
         agent, batch, noise = small_problem(script)
-        getattr(agent, f"{name}_loss")(batch, noise)[0].backward()
+        loss_of(agent, name, batch, noise)[0].backward()
         for parameter, tensor in agent.named_parameters():
             assert (tensor.grad is not None) == (parameter.split(".")[0] == name), parameter
 
