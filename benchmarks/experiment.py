@@ -38,6 +38,7 @@ class Condition(NamedTuple):
 
 
 PAIR = ("cql", "cal_ql")
+WIDE = ["--critic-hidden", "512", "512"]  # --bf16 is faster with them
 CONDITIONS = {
     "default": Condition([], data=("d0", "d1"), seeds=8),
     "default, 8 more seeds": Condition(
@@ -56,6 +57,8 @@ CONDITIONS = {
     "10 actions and max backup of the authors": Condition(
         ["--n-actions", "10", "--max-target-backup"], scripts=PAIR
     ),
+    "critics 512 wide": Condition(WIDE, seeds=8, scripts=PAIR),
+    "critics 512 wide, bf16": Condition([*WIDE, "--bf16"], seeds=8, scripts=PAIR),
 }
 
 
