@@ -99,7 +99,7 @@ class Args:
     n_actions: int = 1  # actions of pi(.|s) whose mean Q is the value that A is measured against
 
     def __post_init__(self):
-        if self.bf16 and min(self.critic_hidden) < 256:
+        if self.bf16 and min(self.critic_hidden, default=0) < 256:
             raise ValueError(
                 "--bf16: slows down critics with layers narrower than 256; leave it out"
             )

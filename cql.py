@@ -105,7 +105,7 @@ class Args:
     lagrange_gap: float | None = None  # holds the [...] of L(Q_i) here, by a factor on w
 
     def __post_init__(self):
-        if self.bf16 and min(self.critic_hidden) < 256:
+        if self.bf16 and min(self.critic_hidden, default=0) < 256:
             raise ValueError(
                 "--bf16: slows down critics with layers narrower than 256; leave it out"
             )

@@ -103,7 +103,7 @@ class Args:
     fixed_log_std: float | None = None  # of the policy, from -5 to 2, instead of a learned one
 
     def __post_init__(self):
-        if self.bf16 and min(self.critic_hidden) < 256:
+        if self.bf16 and min(self.critic_hidden, default=0) < 256:
             raise ValueError(
                 "--bf16: slows down critics with layers narrower than 256; leave it out"
             )

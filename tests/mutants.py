@@ -5,8 +5,8 @@
 SCRIPT is iql, iql.py or the path of a copy that has a script's name; without one, all are tried.
 Changed are the functions above what all scripts share: operators, signs, comparisons, numbers,
 names, calls and their arguments; and whole statements are left out. A mutant, as such a text is
-called, must fail in test_losses*.py, test_agent.py or the comparison of test_parity.py, where a
-script has the tests that load it.
+called, must fail in test_losses*.py, test_agent.py, test_precision.py or the comparison of
+test_parity.py, where a script has the tests that load it.
 --only takes mutants of lines that have TEXT, --sample N of each script, --list names them only.
 
 Exit status 0: none survived but those known to compute the same. 1: others did, which are named,
@@ -41,7 +41,8 @@ from scripts import BANNER, ROOT, SCRIPTS
 TIMEOUT = 60  # seconds, far more than all tests of a script take: beyond it a mutant has failed
 PARITY = ROOT / "tests/algorithms/test_parity.py::test_the_script_reproduces_the_reference"
 FILES = [*sorted(ROOT.glob("tests/algorithms/test_losses*.py"))]
-FILES += [ROOT / "tests/algorithms/test_agent.py", PARITY]
+FILES += [ROOT / f"tests/algorithms/test_{name}.py" for name in ("agent", "precision")]
+FILES += [PARITY]
 TESTS = [str(path) for path in FILES]
 
 OTHERS = {"FloorDiv": "Mult", "Mod": "Mult", "Lt": "LtE GtE", "LtE": "Lt Gt", "Gt": "GtE LtE"}
@@ -60,6 +61,7 @@ EQUIVALENT = {  # why -> mutants that compute the same: scripts, part of the lin
         (ALL, "noise = torch.randn(mean.shape", "torch.randn(mean.shape, generator=generator)"),
     ],
     "names may come in any order": [(ALL, "at_least(", "at_least(self, ?, *")],
+    "without hidden layers there is nothing wide": [(ALL, "if self.bf16", "1")],
     "the two are only added": [(ALL, "self.critic = ", "Critic(action_dim, obs_dim, *")],
     "of two either may come first": [("cal_ql", "q_policy = ", "torch.maximum(mc_returns, *")],
     "the gain is that of the other layers": [

@@ -39,7 +39,7 @@ def test_every_line_of_the_maths_has_a_mutant(name):
     lines = {mutant.line for mutant in mutants.mutants_of(name, text)}
     assert max(lines) < text[: text.index(BANNER)].count("\n") + 1, "what is shared is left alone"
     functions = [x for x in ast.walk(ast.parse(text)) if isinstance(x, ast.FunctionDef)]
-    of_the_maths = {"advantage", "squash", "calibration", "update", "draw", "act", "mlp"}
+    of_the_maths = {"slow_q", "squash", "calibration", "update", "draw", "act", "mlp"}
     n_losses = 0
     for function in functions:
         if "loss" in function.name or function.name in of_the_maths:
@@ -148,21 +148,21 @@ def test_what_is_changed():
 def test_survivors_and_wrong_claims_are_told(tmp_path):
     """A line that nothing needs, in a copy of a script; and a change of the loss that is said to
     make no difference."""
-    last = "return q - self.value(batch.obs)"
-    lines = text_of("iql").replace(last, f"spare = 0.5 * q  # try\n        {last}  # try")
+    last = "advantage = slow_q - self.value(batch.obs)  # A, (B, 1)"
+    lines = text_of("iql").replace(last, f"spare = 0.5 * slow_q  # try\n        {last}  # try")
     (tmp_path / "iql.py").write_text(lines)
     at = next(i for i, line in enumerate(lines.splitlines(), 1) if "spare" in line)
-    before = "mutants.EQUIVALENT['?'] = [('iql', 'return', 'q + self.*')]"
+    before = "mutants.EQUIVALENT['?'] = [('iql', 'advantage', 'slow_q + self.*')]"
     run = run_mutants(tmp_path / "iql.py", "--only", "# try", before=before)
-    source = "in: spare = 0.5 * q  # try"
+    source = "in: spare = 0.5 * slow_q  # try"
     assert run.status == 1 and run.text == ""
     assert run.lines[1:-1] == [
         f"survived: iql:{at}: 0.5 -> 1.0    {source}",
-        f"survived: iql:{at}: 0.5 * q -> -(0.5 * q)    {source}",
-        f"survived: iql:{at}: 0.5 * q -> 0.5 / q    {source}",
-        f"survived: iql:{at}: spare = 0.5 * q -> pass    {source}",
-        f"not equivalent: iql:{at + 1}: q - self.value(batch.obs) -> q + self.value(batch.obs)"
-        f"    in: {last}  # try",
+        f"survived: iql:{at}: 0.5 * slow_q -> -(0.5 * slow_q)    {source}",
+        f"survived: iql:{at}: 0.5 * slow_q -> 0.5 / slow_q    {source}",
+        f"survived: iql:{at}: spare = 0.5 * slow_q -> pass    {source}",
+        f"not equivalent: iql:{at + 1}: slow_q - self.value(batch.obs)"
+        f" -> slow_q + self.value(batch.obs)    in: {last}  # try",
     ]
     assert run.lines[-1].endswith(": 4 survived, of which 0 are equivalent")
 
