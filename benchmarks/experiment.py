@@ -65,6 +65,7 @@ CONDITIONS = {
 @dataclass
 class Args:
     only: tuple[str, ...] = ()  # conditions to run; without any, all of them
+    scripts: tuple[str, ...] = SCRIPTS  # of those that a condition has
     seeds: int | None = None  # seeds of each script and dataset; None: as the README reports
     jobs: int = 2  # runs at a time
     results: Path = Path("benchmarks", "results")  # folder for tables and figure
@@ -190,7 +191,7 @@ def main() -> None:
         condition = CONDITIONS[name]
         seeds = range(condition.first_seed, condition.first_seed + (args.seeds or condition.seeds))
         for seed, data in itertools.product(seeds, condition.data):
-            for script in condition.scripts:
+            for script in (x for x in condition.scripts if x in args.scripts):
                 jobs.append(Job(name, script, data, seed, condition.flags, condition.warmup))
     rows = run_all(jobs, args.jobs)
     write_results(rows, args.results / "runs.csv", args.results / "results.md")
