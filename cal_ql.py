@@ -204,12 +204,17 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """n actions at each state: (B, obs), (B, n, act) -> (2, B, n)."""
         inputs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], -1)
+        return torch.stack([self.q_of(net, inputs).squeeze(-1) for net in self.nets])
+
+    def q_of(self, net: nn.Sequential, inputs: Tensor) -> Tensor:
+        """With bf16 all but the last layer compute in bfloat16. Its numbers have 8 significant
+        bits, so that Q-values near 100 would be multiples of 0.5."""
+        *layers, last = net
+        hidden = inputs
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
-            hidden = [net[:-1](inputs) for net in self.nets]
-        # bfloat16 has 8 significant bits, so that Q-values near 100 would be multiples of 0.5: the
-        # last layer keeps the precision of the rest.
-        q = [net[-1](h.to(inputs)) for net, h in zip(self.nets, hidden)]
-        return torch.stack(q).squeeze(-1)
+            for layer in layers:
+                hidden = layer(hidden)
+        return last(hidden.to(inputs.dtype))
 
 
 class Actor(nn.Module):
