@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -257,6 +257,21 @@ def test_a_row_that_changes_a_setting_is_for_scripts_that_have_it():
         ("antmaze-no-lagrange", "cql"): None,
         ("antmaze-no-lagrange", "cal_ql"): None,
     }
+
+
+def test_a_flag_is_measured_beside_ours_without_it(in_process, tmp_path, monkeypatch):
+    """Each by the matrix rate of its own precision."""
+
+    @dataclass
+    class Args(load_script("iql").Args):
+        bf16: bool = False
+
+    monkeypatch.setattr(load_script("iql"), "Args", Args)
+    rows = measure(tmp_path, "--rows=pointmaze", "--scripts=iql", "--bf16")
+    assert [row["program"] for row in rows] == ["ours bf16", "ours"]
+    assert float(rows[0]["times_update"]) == 1 != float(rows[1]["times_update"])
+    assert rows[0]["gflop"] == rows[1]["gflop"]
+    assert rows[0]["matrix_gflops"] != rows[1]["matrix_gflops"]
 
 
 def test_growth(in_process, tmp_path, monkeypatch):
