@@ -207,14 +207,12 @@ class Critic(nn.Module):
         return torch.stack([self.q_of(net, inputs).squeeze(-1) for net in self.nets])
 
     def q_of(self, net: nn.Sequential, inputs: Tensor) -> Tensor:
-        """With bf16 all but the last layer compute in bfloat16. Its numbers have 8 significant
-        bits, so that Q-values near 100 would be multiples of 0.5."""
-        *layers, last = net
-        hidden = inputs
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
-            for layer in layers:
-                hidden = layer(hidden)
-        return last(hidden.to(inputs.dtype))
+        if not self.bf16:
+            return net(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            hidden = net[:-1](inputs)
+        # bfloat16 has 8 significant bits: Q-values near 100 would be multiples of 0.5.
+        return net[-1](hidden.to(inputs.dtype))
 
 
 class Actor(nn.Module):

@@ -16,7 +16,7 @@ from toy import play, save
 
 sys.path.append(str(ROOT))  # where a script lies, and so on its path too
 
-from benchmarks import envs, speed
+from benchmarks import envs
 
 LINES = (ROOT / "benchmarks" / "paper.sh").read_text().splitlines()
 COMMANDS = [line for line in LINES if line and not line.startswith("#")]
@@ -88,10 +88,3 @@ def test_a_command_trains(run_here, imitated, tmp_path, command):
     }
     assert width == args.actor_hidden[0] >= 256
     assert all(torch.isfinite(w).all() for w in state["agent"].values())
-
-
-def test_speed_is_measured():
-    """The program behind the numbers on what such a run costs: a number for each task."""
-    settings = speed.Settings(scripts=("iql",), n=1)
-    for row in speed.TASKS:
-        assert 0.01 < speed.speed("iql", row, settings) < 1e5
