@@ -9,9 +9,9 @@ given, says that it is ready, and answers each line of its input with a line of 
     batch SECONDS      draws batches for that long, likewise
     facts              {"memory": bytes at most, "flops": floating-point operations of an update}
 
-With one thread on the CPU, seconds are CPU time of the process, which other work on the machine
-hardly changes; otherwise they are wall time. An update includes its random numbers. It takes one of
-a few batches that lie ready, since drawing them is measured on its own.
+Seconds are CPU time of the process, which other work on the machine hardly changes, or wall time.
+An update includes its random numbers. It takes one of a few batches that lie ready, since drawing
+them is measured on its own.
 
 The process is started by the Python that the program is installed in. So beyond the standard
 library and NumPy everything is imported where it is needed. Nothing of these programs is copied or
@@ -55,6 +55,7 @@ class Spec:
     rows: int = 10_000  # transitions in the buffer
     device: str = "cpu"  # or cuda
     threads: int = 1  # CPU threads
+    wall: bool = False  # whether seconds are wall time, not CPU time
     folder: str = ""  # of the checkout
 
 
@@ -490,8 +491,7 @@ PROGRAMS = {"ours": Ours, "matrix": Matrix, "d3rlpy": D3rlpy, "corl": Corl, "cal
 
 
 def clock_of(spec: Spec) -> Callable[[], float]:
-    alone = spec.device == "cpu" and spec.threads == 1
-    return time.process_time if alone else time.perf_counter
+    return time.perf_counter if spec.wall else time.process_time
 
 
 def repeat(

@@ -14,8 +14,8 @@ each: forward through the list, then backward, so that all see the machine alike
 warm-up and does not count. Their networks are of the same sizes, which is checked. The columns:
 
     ms per update   of a gradient step on a batch that lies ready, with its random numbers: the
-                    median over the slices, and the least. CPU time if one thread of the CPU does
-                    it, else wall time; evaluations, logging and the environment are not in it
+                    median over the slices, and the least. CPU time, or wall time with a GPU or
+                    more than one thread; evaluations, logging and the environment are not in it
     ms per batch    of a batch drawn from the replay buffer: the median
     updates/s       with their batches, one after the other
     GFLOP           of an update's matrix products, counted by torch, in billions
@@ -87,7 +87,7 @@ class Settings:
     scripts: tuple[Literal[SCRIPTS], ...] = ()  # none: all, or with --grow cal_ql
     rows: tuple[Literal[tuple(TASKS)], ...] = ()  # none: all, or with --grow antmaze
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1  # CPU threads of each program
+    threads: int = 1  # CPU threads of each program; if more, ours with one is beside it
     bf16: bool = False  # ours with --bf16, and beside it without
     cudagraphs: bool = False  # ours with --cudagraphs, and beside it without; d3rlpy with its own
     change: tuple[str, ...] = ()  # settings of the rows, such as n_actions=4
@@ -221,6 +221,11 @@ def parse_change(text: str) -> tuple[str, object]:
         return name, value
 
 
+def wall(settings: Settings) -> bool:
+    """Whether wall time is measured: CPU time would add up that of several threads."""
+    return settings.device != "cpu" or settings.threads > 1
+
+
 def spec_of(script: str, task: Task, settings: Settings, **changes) -> Spec:
     """Ours, with the settings of the task's row and the given ones."""
     module = importlib.import_module(script)
@@ -232,7 +237,7 @@ def spec_of(script: str, task: Task, settings: Settings, **changes) -> Spec:
     except (TypeError, ValueError) as error:
         fail(f"{script}: {str(error).removeprefix('Args.__init__() ')}")
     shape = {"obs": task.obs, "act": task.act, "episode": task.episode}
-    machine = {"device": settings.device, "threads": settings.threads}
+    machine = {"device": settings.device, "threads": settings.threads, "wall": wall(settings)}
     return Spec("ours", script, asdict(args), rows=settings.transitions, **shape, **machine)
 
 
@@ -258,6 +263,8 @@ def side_by_side(script: str, task: Task, settings: Settings) -> list[Worker]:
     workers = [Worker(" ".join(["ours", *flags]), sys.executable, spec)]
     if flags:
         workers.append(Worker("ours", sys.executable, plain))
+    if settings.threads > 1:
+        workers.append(Worker("ours, one thread", sys.executable, replace(plain, threads=1)))
     pythons = {"d3rlpy": settings.d3rlpy, "calql": settings.jax}
     pythons["corl"] = sys.executable if settings.corl else ""
     for peer, (name, scripts) in PEERS.items():
@@ -415,8 +422,7 @@ def hardware(device: str) -> str:
 
 def header(argv: list[str], settings: Settings) -> dict[str, str]:
     """What is known before anything is measured."""
-    one_thread = settings.device == "cpu" and settings.threads == 1
-    clock = "CPU time" if one_thread else "wall time"
+    clock = "wall time" if wall(settings) else "CPU time"
     slices = f"{settings.slices} slices of {settings.seconds:g} s, {clock}"
     return {
         "command": spell_command(argv),

@@ -175,10 +175,19 @@ def test_a_clock_may_stand_still():
 
 
 def test_one_thread_is_timed_by_its_own_work():
-    spec = Spec("ours")
-    clocks = [replace(spec, **x) for x in ({}, {"threads": 2}, {"device": "cuda"})]
-    names = [peers.clock_of(x).__name__ for x in clocks]
+    cases = {"cpu": {}, "two threads": {"threads": 2}, "a GPU": {"device": "cuda"}}
+    wall = {name: throughput.wall(throughput.Settings(**case)) for name, case in cases.items()}
+    assert wall == {"cpu": False, "two threads": True, "a GPU": True}
+    names = [peers.clock_of(Spec("ours", wall=x)).__name__ for x in wall.values()]
     assert names == ["process_time", "perf_counter", "perf_counter"]
+
+
+def test_threads_are_measured_beside_one(in_process, tmp_path):
+    rows = measure(tmp_path, "--rows=pointmaze", "--scripts=iql", "--threads=2")
+    assert [row["program"] for row in rows] == ["ours", "ours, one thread"]
+    two = throughput.Settings(threads=2)
+    specs = [w.spec for w in throughput.side_by_side("iql", throughput.TASKS["pointmaze"], two)]
+    assert [(spec.threads, spec.wall) for spec in specs] == [(2, True), (1, True), (2, True)]
 
 
 def test_ratios_compare_slices_of_the_same_turn():
