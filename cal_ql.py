@@ -1536,7 +1536,8 @@ def choose_device(args: Args) -> str:
     cuda = torch.cuda.is_available()
     check(cuda or args.device != "cuda", "--device cuda: there is no CUDA here; leave it out")
     device = "cuda" if cuda and args.device != "cpu" else "cpu"
-    check(device == "cuda" or not args.cudagraphs, "--cudagraphs: needs CUDA; leave it out")
+    usable = device == "cuda" or not args.cudagraphs
+    check(usable, "--cudagraphs: needs --device cuda; else give --no-cudagraphs")
     if args.bf16 and not has_bf16_units(device):
         warn("--bf16: this processor has no units for bfloat16, so it is slower than without")
     return device

@@ -3,10 +3,12 @@ part: like one it repeats what was done, on the same memory, and nothing that Py
 
 import copy
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import quick, read_checkpoint, read_events, same_bits, words
 from scripts import AWR_FAMILY, SCRIPTS, load_script, small_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -137,15 +139,52 @@ def test_a_graph_of_cuda_changes_no_number(name, settings):
     check_same_as_without(name, "cuda", **settings)
 
 
+def test_a_whole_run_with_them(run_here, script, toy_file, tmp_path, graphs, monkeypatch):
+    """Ends with the same bits and the same log; and so does one that is continued with them."""
+    module = load_script(script)
+    monkeypatch.setattr(module, "LOG_EVERY", 5)
+    monkeypatch.setattr(module, "choose_device", lambda args: "cpu")
+    make = module.make_agent_and_buffer
+
+    def make_and_remember(*given):
+        agent, buffer = make(*given)
+        graphs[:] = [agent]
+        return agent, buffer
+
+    monkeypatch.setattr(module, "make_agent_and_buffer", make_and_remember)
+    line = partial(quick, script, dataset=toy_file)
+    run_here(script, *line(run_dir="plain"))
+    assert type(graphs[0].update).__name__ == "method"
+    run_here(script, *line(run_dir="graphed", cudagraphs=True))
+    n_kinds = 4 if script in AWR_FAMILY else 2
+    assert len(graphs[0].update.recorded) == n_kinds
+    run_here(script, *line(run_dir="continued", offline_steps=30, online_steps=0))
+    longer = words(resume="continued", offline_steps=120, online_steps=60, cudagraphs=True)
+    run_here(script, *longer)
+    plain, *others = (read_checkpoint(tmp_path / x) for x in ("plain", "graphed", "continued"))
+    for other in others:
+        assert same_bits(plain["agent"], other["agent"])
+        for name, optimizer in plain["optimizers"].items():
+            assert same_bits(optimizer["state"], other["optimizers"][name]["state"])
+    assert same_bits(read_events(tmp_path / "plain"), read_events(tmp_path / "graphed"))
+
+
 @pytest.mark.skipif(HAS_CUDA, reason="there is CUDA")
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_without_cuda_it_is_refused(name, capsys):
-    script = load_script(name)
-    with pytest.raises(SystemExit) as ended:
-        script.main(["--cudagraphs"])
-    assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == f"{name}.py: --cudagraphs: needs CUDA; leave it out"
+def test_without_cuda_they_are_refused(run_here, script, toy_file, tmp_path, capsys):
+    """Also where the run had them on another machine; there it can go on without."""
+    line = quick(script, dataset=toy_file, offline_steps=5, online_steps=0, run_dir="run")
+    run_here(script, *line)
+    record = tmp_path / "run" / "args.json"
+    record.write_text(record.read_text().replace('"cudagraphs": false', '"cudagraphs": true'))
+    for words_of_it in ([*line, "--cudagraphs"], ["--resume", "run"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_here(script, *words_of_it)
+        assert ended.value.code == 2
+        told = "--cudagraphs: needs --device cuda; else give --no-cudagraphs"
+        assert capsys.readouterr().err == f"{script}.py: {told}\n"
+    run_here(script, "--resume", "run", "--no-cudagraphs", "--offline-steps", "7")
+    assert read_checkpoint(tmp_path / "run")["run"]["offline_steps"] == 7
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
