@@ -76,7 +76,7 @@ class Args:
     resume: str | None = None  # folder of a run to continue with its own settings
     pretrained: str | None = None  # folder of a run: fine-tune from the end of its pre-training
     bf16: bool = False  # critics in bfloat16, but for their last layer; faster where they are wide
-    cudagraphs: bool = False  # each update as one CUDA graph: on a GPU faster, the same numbers
+    cudagraphs: bool = False  # each update as one CUDA graph: the same work with less Python
     track: bool = False  # log to Weights & Biases as well (pip install wandb)
 
     gamma: float = 0.99  # discount per environment step, below 1
@@ -202,11 +202,12 @@ class Critic(nn.Module):
         return torch.stack([self.q_of(net, inputs).squeeze(-1) for net in self.nets])
 
     def q_of(self, net: nn.Sequential, inputs: Tensor) -> Tensor:
+        """One of the two. With --bf16 the last layer alone keeps its precision: bfloat16 has 8
+        significant bits, so that Q-values near 100 would be multiples of 0.5."""
         if not self.bf16:
             return net(inputs)
         with torch.autocast(inputs.device.type, torch.bfloat16):
             hidden = net[:-1](inputs)
-        # bfloat16 has 8 significant bits: Q-values near 100 would be multiples of 0.5.
         return net[-1](hidden.to(inputs.dtype))
 
 
@@ -231,32 +232,14 @@ class Actor(nn.Module):
 # ==== The agent: its losses and their update ======================================================
 
 
-@torch.no_grad()
-def calibration(agent: Agent, batch: Batch, noise: dict) -> dict[str, Tensor]:
-    """How calibrated the critics are, for the log alone: Q at s of the data's actions, of random
-    ones and of pi's, and how the last compare with the data's return. pi's actions at s' are judged
-    at s, too: CQL's loss does that, and all scripts log the same numbers."""
-    states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]
-    mean, log_std = agent.actor(states)  # (B, 2, 1, act)
-    # As the environment gets them.
-    policy_actions = (mean + log_std.exp() * noise["policy"]).clamp(-1, 1)
-    candidates = [batch.actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
-    n = noise["random"].shape[1]
-    q = agent.critic(batch.obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
-    q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
-    metrics = {"q/data": q_data.mean(), "q/random": q_random.mean(), "q/policy": q_policy.mean()}
-    metrics["calibration/gap"] = (q_policy - batch.mc_returns).mean()
-    metrics["calibration/rate"] = (q_policy < batch.mc_returns).float().mean()
-    return metrics
-
-
 class Agent(nn.Module):
     """Networks, losses and update.
 
     Besides what every nn.Module has, the part that all scripts share uses args, device, optimizers
     (all are saved), draw, update, act, begin_finetuning, obs_mean, obs_std and, to evaluate, critic
     and normalize. For twenty critic steps per environment step take --utd 20, and let update train
-    pi at every twentieth call; a counter of calls is saved if register_buffer holds it.
+    pi at every twentieth call (without --cudagraphs); a counter of calls is saved if
+    register_buffer holds it.
     """
 
     def __init__(self, args: Args, obs_dim: int, action_dim: int, device: str):
@@ -281,7 +264,7 @@ class Agent(nn.Module):
         }
 
     @torch.no_grad()
-    def slow_q(self, batch: Batch) -> Tensor:
+    def min_slow_q(self, batch: Batch) -> Tensor:
         """min_i Q'_i(s, a), (B, 1)."""
         return self.critic_target(batch.obs, batch.actions[:, None]).amin(0)
 
@@ -295,9 +278,9 @@ class Agent(nn.Module):
 
     def actor_loss(self, batch: Batch, slow_q: Tensor, noise: dict) -> tuple[Tensor, dict]:
         # Kostrikov et al. 2021: L(pi) = -E exp(beta A) log pi(a|s). Their code has the limit of
-        # 100, without which one action's loss can be of any size.
+        # 100, without which a single action can outweigh all others.
         with torch.no_grad():
-            advantage = slow_q - self.value(batch.obs)  # by the new V
+            advantage = slow_q - self.value(batch.obs)  # again: V has just made its step
             weights = (self.args.beta * advantage).exp().clamp(max=100)  # (B, 1)
         names = [f"dropout{i}" for i in range(len(self.args.actor_hidden))]
         masks = tuple(noise[name] for name in names if name in noise)
@@ -321,12 +304,11 @@ class Agent(nn.Module):
         td_loss = ((q_data - target_q) ** 2).mean((1, 2))  # (2,)
         return td_loss.sum(), {"loss/td": td_loss.mean()}
 
-    def step(self, name: str, loss: Tensor, metrics: dict) -> dict:
-        """One step of Adam on a loss, by the optimizer of that name; its metrics are handed on."""
+    def optimize(self, name: str, loss: Tensor) -> None:
+        """One step on a loss, of the optimizer of that name."""
         self.optimizers[name].zero_grad()
         loss.backward()
         self.optimizers[name].step()
-        return metrics
 
     def update(self, batch: Batch, noise: dict) -> dict[str, Tensor]:
         """First V; policy and critics then learn from the new V; last, the slow critics follow."""
@@ -334,12 +316,16 @@ class Agent(nn.Module):
         batch = batch._replace(next_obs=self.normalize(batch.next_obs))
         # Drawn only if this update is logged.
         metrics = calibration(self, batch, noise) if "policy" in noise else {}
-        slow_q = self.slow_q(batch)  # for V and for pi: it stays as it is until the end
-        metrics |= self.step("value", *self.value_loss(batch, slow_q))
-        metrics |= self.step("actor", *self.actor_loss(batch, slow_q, noise))
-        metrics |= self.step("critic", *self.critic_loss(batch))
-        with torch.no_grad():
+        slow_q = self.min_slow_q(batch)  # once: until the end of the update it stays the same
+        value_loss, value_metrics = self.value_loss(batch, slow_q)
+        self.optimize("value", value_loss)
+        actor_loss, actor_metrics = self.actor_loss(batch, slow_q, noise)
+        self.optimize("actor", actor_loss)
+        critic_loss, critic_metrics = self.critic_loss(batch)
+        self.optimize("critic", critic_loss)
+        with torch.no_grad():  # Q' <- Q' + tau (Q - Q'), all tensors in one call
             torch._foreach_lerp_(self.target_weights, self.critic_weights, self.args.tau)
+        metrics |= value_metrics | actor_metrics | critic_metrics
         return {key: value.detach() for key, value in metrics.items()}
 
     def draw(self, batch_size: int, generator: torch.Generator, log=True) -> dict[str, Tensor]:
@@ -377,6 +363,25 @@ class Agent(nn.Module):
         """Called before the first online episode; returns how many environment steps to play
         before the first online update. Nothing changes here: the same update goes on."""
         return 0
+
+
+@torch.no_grad()
+def calibration(agent: Agent, batch: Batch, noise: dict) -> dict[str, Tensor]:
+    """How calibrated the critics are, for the log alone: Q at s of the data's actions, of random
+    ones and of pi's, and how the last compare with the data's return. pi's actions at s' are judged
+    at s, too: CQL's loss does that, and all scripts log the same numbers."""
+    states = torch.stack([batch.obs, batch.next_obs], 1)[:, :, None]
+    mean, log_std = agent.actor(states)  # (B, 2, 1, act)
+    # As the environment gets them.
+    policy_actions = (mean + log_std.exp() * noise["policy"]).clamp(-1, 1)
+    candidates = [batch.actions[:, None], noise["random"], policy_actions.flatten(1, 2)]
+    n = noise["random"].shape[1]
+    q = agent.critic(batch.obs, torch.cat(candidates, 1))  # (2, B, 1 + n + 2n)
+    q_data, q_random, q_policy = q.split([1, n, 2 * n], -1)
+    metrics = {"q/data": q_data.mean(), "q/random": q_random.mean(), "q/policy": q_policy.mean()}
+    metrics["calibration/gap"] = (q_policy - batch.mc_returns).mean()
+    metrics["calibration/rate"] = (q_policy < batch.mc_returns).float().mean()
+    return metrics
 
 
 # ==== From here on all the scripts of this project are the same: returns and replay buffer ========
@@ -475,9 +480,9 @@ class ReplayBuffer:
         self.ring[slots % len(self.ring)] = rows
 
     def sample(self, generator: torch.Generator) -> Batch:
-        """In pre-training the whole batch is from the dataset; afterwards offline_share of it, its
-        first rows, and the rest from the ring. With -1 all of it is from the ring."""
-        if self.n_added == 0:
+        """In pre-training the whole batch is from the dataset; afterwards a share of it, its first
+        rows, and the rest is from the ring. With -1 all of it is from the ring."""
+        if self.n_added == 0:  # pre-training
             rows = draw_rows(self.offline, self.batch_size, generator)
         else:
             n_offline = round(max(self.offline_share, 0) * self.batch_size)
@@ -485,7 +490,7 @@ class ReplayBuffer:
             online = self.ring[: self.n_added]
             online = draw_rows(online, self.batch_size - n_offline, generator)
             rows = torch.cat([offline, online])
-        return Batch(*rows.split(self.widths, dim=1))
+        return Batch(*(column.contiguous() for column in rows.split(self.widths, dim=1)))
 
     def state_dict(self) -> dict:
         """The online rows that are left, and the share, which an agent may change. The dataset is
@@ -543,7 +548,8 @@ def finetune(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None
 
 
 def gradient_step(agent: Agent, buffer: ReplayBuffer, run: Run) -> dict[str, Tensor]:
-    """One batch and one update; its metrics if they are to be logged, else none."""
+    """One batch and one update; its metrics if they are to be logged, else none. What is drawn
+    depends on the number of the update alone, so that a resumed run draws the same."""
     log = run.log_due()
     batch = buffer.sample(run.generator("batch", run.updates))
     noise = agent.draw(len(batch.obs), run.generator("noise", run.updates), log)
@@ -1545,23 +1551,27 @@ def main(argv: list[str] | None = None) -> None:
             train(agent, buffer, task.env, run)
 
 
-WARM_UP = 3  # updates of a kind before it is recorded; CUDA asks for some
+WARM_UP = 3  # calls of each kind that run as usual before one is recorded; CUDA needs some
 
 
 class GraphedUpdate:
-    """agent.update with --cudagraphs: recorded as a CUDA graph, which then runs without Python.
+    """Takes the place of agent.update with --cudagraphs: an update is recorded as a CUDA graph, and
+    to repeat that takes no Python.
 
-    A graph does the same work on the same memory each time. So batch and noise are copied to where
-    those were that it was recorded with, and the metrics hold until the next call. What update
-    decides in Python is decided in the recording; there is one for each phase and each set of
-    random numbers. (After PyTorch's notes on CUDA graphs; d3rlpy and LeanRL have them, too.)
+    A graph does the same work on the same memory each time. So new batches and noise are copied
+    over those that it was recorded with, and its metrics last until the next call. What update
+    decides in Python is decided in the recording. (After PyTorch's notes on CUDA graphs; d3rlpy and
+    LeanRL use them, too.)
     """
 
     def __init__(self, agent: Agent, run: Run):
-        self.update, self.optimizers, self.run = agent.update, agent.optimizers, run
+        self.agent, self.update, self.run = agent, agent.update, run
         self.calls, self.recorded = {}, {}  # of each kind of update
+        self.stream = torch.cuda.Stream()  # not the usual one, as CUDA demands
 
     def __call__(self, batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        # An agent may train otherwise online, and some scripts draw more for an update that is
+        # logged: each kind has a graph of its own.
         kind = (self.run.online_steps > 0, *noise)
         self.calls[kind] = self.calls.get(kind, 0) + 1
         if self.calls[kind] <= WARM_UP:
@@ -1569,31 +1579,36 @@ class GraphedUpdate:
         if kind not in self.recorded:
             self.recorded[kind] = self.record(batch, noise)
         graph, inputs, metrics = self.recorded[kind]
-        for static, new in zip(inputs, [*batch, *noise.values()]):
+        for static, new in zip(inputs, [*batch, *noise.values()], strict=True):
             static.copy_(new)
         graph.replay()
         return metrics
 
     def warm_up(self, batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As without graphs, but on a stream of its own, like a recording."""
-        stream, usual = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(usual)
-        with torch.cuda.stream(stream):
+        """As without graphs, but on the stream of the recording."""
+        usual = torch.cuda.current_stream()
+        self.stream.wait_stream(usual)
+        with torch.cuda.stream(self.stream):
             metrics = self.update(batch, noise)
-        usual.wait_stream(stream)
+        usual.wait_stream(self.stream)
         return metrics
 
     def record(self, batch: Batch, noise: dict[str, Tensor]) -> tuple:
-        """The graph, its inputs and its outputs. Recording computes nothing yet."""
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["capturable"] = True  # Adam's count of steps goes on in the graph
+        """The graph, its inputs and its metrics. Recording computes nothing yet."""
         batch = Batch(*(column.clone() for column in batch))
         noise = {name: numbers.clone() for name, numbers in noise.items()}
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        self.set_capturable(True)
+        with torch.cuda.graph(graph, stream=self.stream):
             metrics = self.update(batch, noise)
+        self.set_capturable(False)
         return graph, [*batch, *noise.values()], metrics
+
+    def set_capturable(self, value: bool) -> None:
+        """Whether Adam's count of steps may be part of a graph; torch warns if it need not be."""
+        for optimizer in self.agent.optimizers.values():
+            for group in optimizer.param_groups:
+                group["capturable"] = value
 
 
 def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:
@@ -1612,6 +1627,7 @@ def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:
         raise
     finally:
         run.close()
+        vars(agent).pop("update", None)  # and with it any graphs: of a later run they must be gone
 
 
 # ---- Diagnoses: what a run was given -------------------------------------------------------------

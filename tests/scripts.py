@@ -140,7 +140,7 @@ def loss_of(agent, name, batch, noise) -> tuple[torch.Tensor, dict]:
     asked = inspect.signature(function).parameters
     given = {"batch": batch, "noise": noise}
     if "slow_q" in asked:
-        given["slow_q"] = agent.slow_q(batch)
+        given["slow_q"] = agent.min_slow_q(batch)
     return function(**{key: given[key] for key in asked})
 
 

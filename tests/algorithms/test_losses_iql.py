@@ -51,7 +51,7 @@ def test_the_values_loss_by_hand(iql, expectile):
     advantages = advantages_by_hand(agent, batch)
     assert min(advantages) < 0 < max(advantages)
     total = sum((expectile if a > 0 else 1 - expectile) * a**2 for a in advantages)
-    loss, metrics = agent.value_loss(batch, agent.slow_q(batch))
+    loss, metrics = agent.value_loss(batch, agent.min_slow_q(batch))
     assert loss.item() == pytest.approx(total / 6, rel=1e-12)
     assert metrics == {"loss/value": loss}
 
@@ -60,7 +60,7 @@ def test_a_value_below_q_costs_more_than_one_above_it(iql):
     """A = 2 and A = -2 with e = 0.9: 0.9 * 4 and 0.1 * 4."""
     for advantage, cost in (2.0, 3.6), (-2.0, 0.4):
         agent, batch, noise = with_advantages(iql, [advantage], expectile=0.9)
-        loss, _ = agent.value_loss(batch, agent.slow_q(batch))
+        loss, _ = agent.value_loss(batch, agent.min_slow_q(batch))
         assert loss.item() == pytest.approx(cost)
         [gradient] = torch.autograd.grad(loss, agent.value(batch.obs))
         assert gradient.item() == pytest.approx(-2 * cost / advantage)
@@ -70,7 +70,7 @@ def test_a_value_below_q_costs_more_than_one_above_it(iql):
 def test_the_best_value_is_the_expectile(iql, expectile):
     """Of Q = 0 and Q = 1, equally often, it is e: at V = e the two pull with the same force."""
     agent, batch, noise = with_advantages(iql, [0 - expectile, 1 - expectile], expectile=expectile)
-    loss, _ = agent.value_loss(batch, agent.slow_q(batch))
+    loss, _ = agent.value_loss(batch, agent.min_slow_q(batch))
     [gradient] = torch.autograd.grad(loss, agent.value(batch.obs))
     assert gradient.abs().min() > 0 and gradient.sum().item() == pytest.approx(0, abs=1e-12)
 
@@ -80,7 +80,7 @@ def test_with_expectile_one_half_the_values_loss_is_half_the_squared_error(iql):
     q = agent.critic_target(batch.obs, batch.actions[:, None]).amin(0)
     half = 0.5 * torch.nn.functional.mse_loss(agent.value(batch.obs), q)
     torch.testing.assert_close(
-        agent.value_loss(batch, agent.slow_q(batch))[0], half, rtol=1e-12, atol=0
+        agent.value_loss(batch, agent.min_slow_q(batch))[0], half, rtol=1e-12, atol=0
     )
 
 
@@ -94,7 +94,7 @@ def test_the_policys_loss_by_hand(iql, beta):
     batch = at_the_edge(batch)
     weights = [min(math.exp(beta * a), 100) for a in advantages_by_hand(agent, batch)]
     log_densities = log_density_by_hand(*agent.actor(batch.obs), batch.actions)
-    loss, metrics = agent.actor_loss(batch, agent.slow_q(batch), noise)
+    loss, metrics = agent.actor_loss(batch, agent.min_slow_q(batch), noise)
     total = sum(weight * x for weight, x in zip(weights, log_densities))
     assert loss.item() == pytest.approx(-total / 6, rel=1e-12)
     assert metrics["loss/actor"] == loss
@@ -108,7 +108,7 @@ def test_weights_are_limited_at_100(iql, dtype):
     found = 6 * weights_of(agent, batch, noise)
     wanted = torch.tensor([1, math.e, 99, 100, 100, 0], dtype=dtype)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
-    loss, metrics = agent.actor_loss(batch, agent.slow_q(batch), noise)
+    loss, metrics = agent.actor_loss(batch, agent.min_slow_q(batch), noise)
     loss.backward()
     assert all(torch.isfinite(value) for value in metrics.values())
     assert all(torch.isfinite(parameter.grad).all() for parameter in agent.actor.parameters())
@@ -116,14 +116,14 @@ def test_weights_are_limited_at_100(iql, dtype):
 
 def test_with_beta_0_the_critics_have_no_say(iql):
     agent, batch, noise = small_problem(iql, beta=0.0)
-    before = agent.actor_loss(batch, agent.slow_q(batch), noise)[0]
+    before = agent.actor_loss(batch, agent.min_slow_q(batch), noise)[0]
     answer(agent.critic_target, 1e3 * batch.rewards.expand(2, -1, -1))
-    assert torch.equal(agent.actor_loss(batch, agent.slow_q(batch), noise)[0], before)
+    assert torch.equal(agent.actor_loss(batch, agent.min_slow_q(batch), noise)[0], before)
 
 
 def test_one_action_may_be_all_that_counts(iql):
     agent, batch, noise = with_advantages(iql, [-1e6, -1e6, 0.0, -1e6])
-    metrics = agent.actor_loss(batch, agent.slow_q(batch), noise)[1]
+    metrics = agent.actor_loss(batch, agent.min_slow_q(batch), noise)[1]
     assert metrics["pi/effective"].item() == pytest.approx(1 / 4)
 
 
@@ -191,7 +191,7 @@ def test_dropout_by_hand(iql):
         means.append((last.weight @ x + last.bias).tanh())
     assert len(hidden) == 3
     log_densities = log_density_by_hand(torch.stack(means), agent.actor.log_std, batch.actions)
-    loss, _ = agent.actor_loss(batch, agent.slow_q(batch), noise)
+    loss, _ = agent.actor_loss(batch, agent.min_slow_q(batch), noise)
     assert loss.item() == pytest.approx(-sum(log_densities) / 6, rel=1e-12)
 
 
@@ -202,8 +202,8 @@ def test_dropout_is_for_the_policys_loss_alone(iql):
     assert noise.keys() - whole.keys() == {"dropout0"}
     assert iql.calibration(agent, batch, noise) == iql.calibration(agent, batch, whole)
     assert not torch.isclose(
-        agent.actor_loss(batch, agent.slow_q(batch), noise)[0],
-        agent.actor_loss(batch, agent.slow_q(batch), whole)[0],
+        agent.actor_loss(batch, agent.min_slow_q(batch), noise)[0],
+        agent.actor_loss(batch, agent.min_slow_q(batch), whole)[0],
     )
 
     agent, batch, _ = small_problem(iql, torch.float32, dropout=0.9)
@@ -246,12 +246,12 @@ def test_every_loss_trains_its_own_parameters(iql):
         "critic": list(agent.critic.parameters()),
         "target": [batch.rewards, batch.next_obs],
     }
-    losses = {"actor": agent.actor_loss(batch, agent.slow_q(batch), noise)[0]}
+    losses = {"actor": agent.actor_loss(batch, agent.min_slow_q(batch), noise)[0]}
     losses["critic"] = agent.critic_loss(batch)[0]
     slow = {"slow critics": list(agent.critic_target.parameters())}
     check_losses_train_their_own(losses, parameters | slow)
     agent.critic_target.requires_grad_(False)  # as it always is: V's loss may then ask it freely
-    losses["value"] = agent.value_loss(batch, agent.slow_q(batch))[0]
+    losses["value"] = agent.value_loss(batch, agent.min_slow_q(batch))[0]
     check_losses_train_their_own(losses, parameters)
 
 
@@ -265,11 +265,11 @@ def test_an_update_takes_turns_and_then_the_targets_follow(iql):
         return [
             (
                 torch.optim.Adam(hand.value.parameters(), lr=0.03),
-                lambda batch, noise: hand.value_loss(batch, hand.slow_q(batch)),
+                lambda batch, noise: hand.value_loss(batch, hand.min_slow_q(batch)),
             ),
             (
                 torch.optim.Adam(hand.actor.parameters(), lr=0.02),
-                lambda batch, noise: hand.actor_loss(batch, hand.slow_q(batch), noise),
+                lambda batch, noise: hand.actor_loss(batch, hand.min_slow_q(batch), noise),
             ),
             (
                 torch.optim.Adam(hand.critic.parameters(), lr=0.05),
