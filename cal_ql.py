@@ -259,6 +259,7 @@ class Agent(nn.Module):
         self.actor = Actor(obs_dim, action_dim, args.actor_hidden)
         self.critic = Critic(obs_dim, action_dim, args.critic_hidden, args.bf16)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        # Lists made once, for the slow critics' step in each update.
         self.critic_weights = list(self.critic.parameters())
         self.target_weights = list(self.critic_target.parameters())
         self.log_alpha = nn.Parameter(torch.tensor(0.0))
@@ -521,7 +522,7 @@ class ReplayBuffer:
     def sample(self, generator: torch.Generator) -> Batch:
         """In pre-training the whole batch is from the dataset; afterwards a share of it, its first
         rows, and the rest is from the ring. With -1 all of it is from the ring."""
-        if self.n_added == 0:  # pre-training
+        if self.n_added == 0:  # nothing from online episodes yet
             rows = draw_rows(self.offline, self.batch_size, generator)
         else:
             n_offline = round(max(self.offline_share, 0) * self.batch_size)
@@ -529,6 +530,8 @@ class ReplayBuffer:
             online = self.ring[: self.n_added]
             online = draw_rows(online, self.batch_size - n_offline, generator)
             rows = torch.cat([offline, online])
+        # Each column gets memory of its own, as a CUDA graph has it: another layout may lead to
+        # another rounding.
         return Batch(*(column.contiguous() for column in rows.split(self.widths, dim=1)))
 
     def state_dict(self) -> dict:
@@ -1547,6 +1550,7 @@ def choose_device(args: Args) -> str:
 
 
 def has_bf16_units(device: str) -> bool:
+    """Elsewhere bfloat16 is emulated. A CPU names them amx_bf16, avx512_bf16 and the like."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
@@ -1598,9 +1602,9 @@ class GraphedUpdate:
     to repeat that takes no Python.
 
     A graph does the same work on the same memory each time. So new batches and noise are copied
-    over those that it was recorded with, and its metrics last until the next call. What update
-    decides in Python is decided in the recording. (After PyTorch's notes on CUDA graphs; d3rlpy and
-    LeanRL use them, too.)
+    over those that it was recorded with, and its metrics are overwritten by the next call. What
+    update decides in Python is decided in the recording. (After PyTorch's notes on CUDA graphs;
+    d3rlpy and LeanRL use them, too.)
     """
 
     def __init__(self, agent: Agent, run: Run):
@@ -1611,7 +1615,7 @@ class GraphedUpdate:
     def __call__(self, batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         # An agent may train otherwise online, and some scripts draw more for an update that is
         # logged: each kind has a graph of its own.
-        kind = (self.run.online_steps > 0, *noise)
+        kind = (self.run.online_steps > 0, *noise)  # of the noise, its names
         self.calls[kind] = self.calls.get(kind, 0) + 1
         if self.calls[kind] <= WARM_UP:
             return self.warm_up(batch, noise)
@@ -1666,7 +1670,7 @@ def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:
         raise
     finally:
         run.close()
-        vars(agent).pop("update", None)  # and with it any graphs: of a later run they must be gone
+        vars(agent).pop("update", None)  # main may have set it; the graphs are freed with it
 
 
 # ---- Diagnoses: what a run was given -------------------------------------------------------------
