@@ -421,8 +421,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, description=__doc__)
-    if unknown := [name for name in args.names or [""] if name not in EXPERIMENTS]:
-        fail(f"no experiment {' '.join(unknown)!r}; there are {', '.join(EXPERIMENTS)}")
+    if not args.names or set(args.names) - EXPERIMENTS.keys():
+        fail(f"give names of experiments; there are {', '.join(EXPERIMENTS)}")
     args.runs, args.results = ((ROOT / path).absolute() for path in (args.runs, args.results))
     children, missing = Children(), []
     for name in args.names:

@@ -234,9 +234,8 @@ def order(script: str) -> int:
 def draw(scripts: dict, title: str) -> Figure:
     """The panels of plot.py, as far as the curves have what they show."""
     runs = [run for of_script in scripts.values() for of in of_script.values() for run in of]
-    panels = {
-        label: curves for label, curves in PANELS.items() if any(key in runs[0] for key in curves)
-    }
+    keys = set().union(*runs)
+    panels = {label: curves for label, curves in PANELS.items() if keys & curves.keys()}
     figure = Figure(figsize=(8, 3 * len(panels)))  # not pyplot: no display, no state
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, curves) in zip(rows, panels.items()):
