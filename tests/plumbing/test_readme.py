@@ -79,7 +79,8 @@ def test_every_setting_is_explained():
 
 def commands(page: Path) -> list[str]:
     """Those in blocks and in running text."""
-    text = "\n".join(blocks(page, "bash")) + "\n".join(re.findall(r"`([^`]+)`", page.read_text()))
+    running_text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    text = "\n".join([*blocks(page, "bash"), *re.findall(r"`([^`]+)`", running_text)])
     return re.findall(r"python (?:-m )?[^\n&|;]+", text)
 
 
