@@ -75,9 +75,9 @@ EXPERIMENTS = {
     "bf16": Experiment(
         {
             "critics 512 wide": Condition(WIDE),
-            "critics 512 wide, bf16": Condition(f"{WIDE} --bf16"),
+            "critics 512 wide, bf16": Condition(f"{WIDE} --bf16", seeds=range(16)),
         },
-        scripts=PAIR,
+        scripts=("cal_ql",),
         seeds=range(8),
     ),
     # The same small budget for each script: 8 settings of the two or three flags that matter most,
