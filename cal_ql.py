@@ -1608,9 +1608,12 @@ class GraphedUpdate:
     """
 
     def __init__(self, agent: Agent, run: Run):
-        self.agent, self.update, self.run = agent, agent.update, run
+        self.update, self.run = agent.update, run
         self.calls, self.recorded = {}, {}  # of each kind of update
         self.stream = torch.cuda.Stream()  # not the usual one, as CUDA demands
+        for optimizer in agent.optimizers.values():
+            for group in optimizer.param_groups:
+                group["capturable"] = True  # Adam's count of steps goes on in a graph
 
     def __call__(self, batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         # An agent may train otherwise online, and some scripts draw more for an update that is
@@ -1641,17 +1644,9 @@ class GraphedUpdate:
         batch = Batch(*(column.clone() for column in batch))
         noise = {name: numbers.clone() for name, numbers in noise.items()}
         graph = torch.cuda.CUDAGraph()
-        self.set_capturable(True)
         with torch.cuda.graph(graph, stream=self.stream):
             metrics = self.update(batch, noise)
-        self.set_capturable(False)
         return graph, [*batch, *noise.values()], metrics
-
-    def set_capturable(self, value: bool) -> None:
-        """Whether Adam's count of steps may be part of a graph; torch warns if it need not be."""
-        for optimizer in self.agent.optimizers.values():
-            for group in optimizer.param_groups:
-                group["capturable"] = value
 
 
 def train(agent: Agent, buffer: ReplayBuffer, env: gym.Env, run: Run) -> None:

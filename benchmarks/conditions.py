@@ -75,7 +75,7 @@ EXPERIMENTS = {
     "bf16": Experiment(
         {
             "critics 512 wide": Condition(WIDE),
-            "critics 512 wide, bf16": Condition(f"{WIDE} --bf16", seeds=range(16)),
+            "critics 512 wide, bf16": Condition(f"{WIDE} --bf16", seeds=range(12)),
         },
         scripts=("cal_ql",),
         seeds=range(8),

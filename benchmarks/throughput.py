@@ -118,7 +118,7 @@ def check_settings(settings: Settings) -> None:
         check(getattr(settings, name) >= 1, f"--{name}: must be at least 1")
     for name in ("d3rlpy", "jax"):
         python = getattr(settings, name)
-        check(not python or shutil.which(python), f"--{name} {python}: is no program")
+        check(not python or shutil.which(python), f"--{name} {python}: not found")
     for name, file in {"corl": "algorithms/finetune", "calql": "JaxCQL/model.py"}.items():
         folder = getattr(settings, name)
         missing = f"--{name} {folder}: is no checkout, {file} is missing"
@@ -128,6 +128,8 @@ def check_settings(settings: Settings) -> None:
         import torch
 
         check(torch.cuda.is_available(), "--device cuda: torch finds no GPU")
+    graphs = settings.cudagraphs and settings.device != "cuda"
+    check(not graphs, "--cudagraphs: needs --device cuda")
 
 
 # ---- One program ---------------------------------------------------------------------------------
@@ -281,7 +283,8 @@ def grown(script: str, task: Task, settings: Settings, name: str) -> list[Worker
     base, workers = spec_of(script, task, settings, **flags), []
     if name != "rows" and name not in base.settings:
         return []
-    for value in GROWTH[name]:
+    narrowest = 256 if settings.bf16 and name == "critic_hidden" else 0
+    for value in (value for value in GROWTH[name] if value >= narrowest):
         if name == "rows":
             spec = replace(base, rows=value)
         else:
@@ -423,7 +426,7 @@ def hardware(device: str) -> str:
 def header(argv: list[str], settings: Settings) -> dict[str, str]:
     """What is known before anything is measured."""
     clock = "wall time" if wall(settings) else "CPU time"
-    slices = f"{settings.slices} slices of {settings.seconds:g} s, {clock}"
+    slices = f"slices: {settings.slices} of {settings.seconds:g} s, {clock}"
     return {
         "command": spell_command(argv),
         "commit": commit(str(ROOT)),
@@ -467,19 +470,20 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     settings = tyro.cli(Settings, args=argv, description=__doc__)
     check_settings(settings)
+    planned = list(groups(settings))  # which refuses what is wrong in them
     facts, found, everyone = header(argv, settings), [], []
     show(facts)
     print(f"\n{head(settings.grow)}", flush=True)
-    for row, workers in groups(settings):
+    for row, workers in planned:
         measure(workers, settings)
         everyone += workers
         for result in results(row, workers, settings.grow):
             found.append(result)
             print(line_of(result, settings.grow), flush=True)
+        if settings.out:
+            write(settings.out, facts | all_versions(everyone), found, settings.grow)
     print()
     show(all_versions(everyone))
-    if settings.out:
-        write(settings.out, facts | all_versions(everyone), found, settings.grow)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from scripts import SCRIPTS, grads_of, load_script, loss_of, small_problem
 
 WIDE = dict(critic_hidden=(256, 256), batch_size=64)
 # The stated bound: relative errors of the norms of what the critics' and the policy's parameters
-# get as gradient. Another batch of the same data differs by more than the gradient's own size.
+# get as gradient. Another batch of the same data differs by far more.
 CRITICS_BOUND, POLICY_BOUND = 0.1, 0.02
 
 

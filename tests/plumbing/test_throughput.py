@@ -247,7 +247,7 @@ def test_the_header_says_what_was_measured_where(in_process, tmp_path, capsys):
     assert head["command"].endswith(f"--change batch_size=8 --out={tmp_path.name}")
     assert head["commit"].split("-")[0].isalnum()
     assert "cores" in head["hardware"] and "no GPU" in head["hardware"]
-    assert head["measured"] == "2 slices of 0.01 s, CPU time, threads: 1, transitions: 100"
+    assert head["measured"] == "slices: 2 of 0.01 s, CPU time, threads: 1, transitions: 100"
     assert f"torch {torch.__version__}" in head["versions, ours"]
     comments = (tmp_path / "throughput.csv").read_text().splitlines()[: len(head)]
     assert comments == [f"# {name}: {value}" for name, value in head.items()]
@@ -406,7 +406,7 @@ def test_an_interrupt_ends_the_processes(monkeypatch):
 @pytest.mark.parametrize(
     "line, said",
     [
-        (["--d3rlpy", "/no/python"], "--d3rlpy /no/python: is no program"),
+        (["--d3rlpy", "/no/python"], "--d3rlpy /no/python: not found"),
         (["--corl", "."], "--corl .: is no checkout, algorithms/finetune is missing"),
         (["--calql", "."], "--calql .: is no checkout, JaxCQL/model.py is missing"),
         (["--jax", sys.executable], "--calql and --jax go together"),
