@@ -22,6 +22,11 @@ import torch
 import toy
 from scripts import SCRIPTS, load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+# Event files of the same second are read in the order of their names, which end in a count of the
+# process: 10 would come before 9, the beginning of a run after its continuation.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(100_000)
 
 # A run of a fraction of a second in which everything happens: evaluations between and at the ends
 # of both phases, several rows of training metrics, several online episodes.
