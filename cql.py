@@ -1538,7 +1538,7 @@ def choose_device(args: Args) -> str:
     usable = device == "cuda" or not args.cudagraphs
     check(usable, "--cudagraphs: needs --device cuda; else give --no-cudagraphs")
     if args.bf16 and not has_bf16_units(device):
-        warn("--bf16: this processor has no units for bfloat16, so it is slower than without")
+        warn("--bf16: this processor has no units for bfloat16; a run is slower with it")
     return device
 
 

@@ -375,18 +375,9 @@ class Corl(OnTorch):
         for i, critic in enumerate(critics):
             critic.network = self.mlp(spec.obs + spec.act, *settings["critic_hidden"], 1)
             networks |= self.trained(f"critic_{i + 1}", critic, "critic_lr")
-        options = {
-            "target_entropy": settings["target_entropy"] * spec.act,
-            "discount": settings["gamma"],
-            "policy_lr": settings["actor_lr"],
-            "qf_lr": settings["critic_lr"],
-            "soft_target_update_rate": settings["tau"],
-            "bc_steps": 0,
-            "device": spec.device,
-            "cql_alpha": settings["cql_weight"],
-        }
+        options = {"bc_steps": 0, "device": spec.device, "cql_alpha": settings["cql_weight"]}
         kind = module.CalQL if spec.script == "cal_ql" else module.ContinuousCQL
-        trainer = kind(**networks, **options, **penalty_options(settings))
+        trainer = kind(**networks, **options, **authors_options(spec))
         return trainer.train, {"actor": [actor], "critic": critics}
 
     def batch(self) -> list:
@@ -397,10 +388,15 @@ class Corl(OnTorch):
         self.step(batch)
 
 
-def penalty_options(settings: dict) -> dict:
-    """Settings of the penalty under the names that CORL has from the authors' code."""
-    gap = settings["lagrange_gap"]
+def authors_options(spec: Spec) -> dict:
+    """Settings of CQL and Cal-QL under the names of the authors' code, which CORL has, too."""
+    settings, gap = spec.settings, spec.settings["lagrange_gap"]
     return {
+        "target_entropy": settings["target_entropy"] * spec.act,
+        "discount": settings["gamma"],
+        "policy_lr": settings["actor_lr"],
+        "qf_lr": settings["critic_lr"],
+        "soft_target_update_rate": settings["tau"],
         "cql_n_actions": settings["n_actions"],
         "cql_importance_sample": settings["importance_sampling"],
         "cql_max_target_backup": settings["max_target_backup"],
@@ -444,17 +440,9 @@ class CalQL:
             name: (spec.obs, spec.act, "-".join(map(str, settings[f"{name}_hidden"])), True)
             for name in ("actor", "critic")
         }
-        options = {
-            "target_entropy": settings["target_entropy"] * spec.act,
-            "discount": settings["gamma"],
-            "policy_lr": settings["actor_lr"],
-            "qf_lr": settings["critic_lr"],
-            "soft_target_update_rate": settings["tau"],
-        }
         policy = model.TanhGaussianPolicy(*shape["actor"])
         critic = model.FullyConnectedQFunction(*shape["critic"])
-        options |= penalty_options(settings)
-        return conservative_sac.ConservativeSAC(options, policy, critic)
+        return conservative_sac.ConservativeSAC(authors_options(spec), policy, critic)
 
     def count(self, params) -> int:
         """Of the linear layers: scalars are no part of them."""

@@ -109,7 +109,7 @@ def test_a_processor_without_units_is_told(script, monkeypatch, capsys, has_unit
     on = {"avx2": True, "avx512_bf16": False, "amx_bf16": has_units, "cpu_name": "some"}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: on)
     assert script.choose_device(script.Args(bf16=True, device="cpu")) == "cpu"
-    reason = "has no units for bfloat16, so it is slower than without"
+    reason = "has no units for bfloat16; a run is slower with it"
     wanted = f"{script.__name__}.py: warning: --bf16: this processor {reason}\n"
     assert capsys.readouterr().err == ("" if has_units else wanted)
     script.choose_device(script.Args(device="cpu"))
